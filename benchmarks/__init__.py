@@ -1,0 +1,1 @@
+"""Benchmarks of fused_rnn against its peers: ``python -m benchmarks --help``."""

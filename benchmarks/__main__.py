@@ -1,0 +1,133 @@
+"""``python -m benchmarks``: measure fused_rnn against its peers, say where it wins and loses."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from . import machine
+from .bar import judge
+from .cases import Case, all_cases, choose
+from .harness import Harness
+from .memory import PeakMemory
+from .peers import Settings
+from .plots import plot
+from .progress import Progress
+from .report import Run, render, write_json
+from .timing import CLOCKS
+
+_SECONDS, _QUICK_SECONDS = 3.0, 0.6  # of samples per case
+_RATE_SECONDS, _QUICK_RATE_SECONDS = 0.1, 0.03  # per shape of the sgemm rate
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 where a peer computed something wrong."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        cases = choose(all_cases(), options.filter, options.quick)
+    except re.error as error:
+        parser.error(f"--filter {options.filter!r} is no regular expression: {error}")
+    if not cases:
+        parser.error(f"--filter {options.filter!r} matches no case; --list shows them")
+    if options.list:
+        print("\n".join(case.id for case in cases))
+        return 0
+    if options.plot and not find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib, which is not installed")
+    torch.set_num_threads(options.threads)
+    settings = Settings(
+        device=torch.device(options.device),
+        threads=options.threads,
+        quick=options.quick,
+        seconds=options.seconds or (_QUICK_SECONDS if options.quick else _SECONDS),
+    )
+    run, interrupted = _measure(cases, settings, options.filter)
+    print(render(run, colour=sys.stdout.isatty()))
+    if options.json:
+        write_json(run, options.json)
+    if options.plot:
+        plot(run, options.plot)
+    if interrupted:
+        return 130
+    return 1 if any(result.failure for result in run.results) else 0
+
+
+def _measure(cases: Sequence[Case], settings: Settings, pattern: str | None) -> tuple[Run, bool]:
+    """Measure the cases; an interrupt keeps those that are done."""
+    start, interrupted = time.perf_counter(), False
+    run = Run(
+        machine=machine.describe(),
+        versions=machine.versions(),
+        commit=machine.commit(),
+        settings={
+            "threads": settings.threads,
+            "device": str(settings.device),
+            "quick": settings.quick,
+            "filter": pattern,
+            "seconds_per_case": settings.seconds,
+            "compile_seconds": settings.compile_seconds,
+            "peak_memory": "growth of the resident set's high-water mark in a fresh process",
+        },
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    rate_seconds = _QUICK_RATE_SECONDS if settings.quick else _RATE_SECONDS
+    run.rates["start"] = machine.measure_rates(rate_seconds)
+    with closing(PeakMemory(settings.threads)) as memory, closing(Progress(len(cases))) as progress:
+        harness = Harness(settings, memory)
+        try:
+            for case in cases:
+                progress.show(case.id)
+                run.results.append(harness.run(case))
+        except KeyboardInterrupt:
+            interrupted = True
+        if memory.unavailable:
+            run.settings["peak_memory"] = f"not measured: {memory.unavailable}"
+    run.rates["end"] = machine.measure_rates(rate_seconds)
+    run.other_work = harness.other_work.fractions()
+    run.verdicts = judge(run.results, run.sgemm_gflops)
+    run.seconds = round(time.perf_counter() - start, 1)
+    return run, interrupted
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few cases and rounds: under 90 s")
+    parser.add_argument(
+        "--filter",
+        metavar="TEXT",
+        help="only cases whose id has this substring or regular expression",
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the speed-ups")
+    parser.add_argument("--threads", type=_positive(int), default=2, help="default: 2")
+    parser.add_argument("--device", choices=sorted(CLOCKS), default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--seconds", type=_positive(float), help=f"of samples per case; default: {_SECONDS:g}"
+    )
+    parser.add_argument("--list", action="store_true", help="print the cases' ids and stop")
+    return parser
+
+
+def _positive(kind: type[int | float]) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above zero")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse names it in its message
+    return convert
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Runs the cases: every peer's answer is checked, then all peers are timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cases import Case
+from .machine import OtherWork
+from .memory import PeakMemory
+from .peers import BASELINE, OURS, PEERS, Peer, Prepared, Settings, UnavailableError
+from .timing import Timing, time_interleaved
+from .workload import Work, build
+
+# Largest difference from torch.nn, relative to the largest element of the tensor. float32 rounding
+# in sums over every step and row stays far below, a wrong gate or a dropped step far above.
+_TOLERANCE = {"outputs": 2e-5, "gradients": 1e-4}
+
+_CELL_SHARE = 0.4  # of the seconds of other cases: calls of microseconds settle sooner
+
+
+class WrongAnswerError(Exception):
+    """A peer's answer is wrong; its figures would mean nothing."""
+
+
+@dataclass
+class PeerResult:
+    """One peer in one case: its timing, or why there is none."""
+
+    skipped: str | None = None
+    timing: Timing | None = None
+    error: float | None = None  # against float64, see relative_error
+    peak_bytes: int | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class CaseResult:
+    """One case: every peer's result, or why the case failed."""
+
+    case: Case
+    peers: dict[str, PeerResult] = field(default_factory=dict)
+    failure: str | None = None
+
+    def seconds(self, peer: str) -> float | None:
+        """Median seconds per call, or None where the peer was not timed."""
+        result = self.peers.get(peer)
+        return result.timing.median_s if result and result.timing else None
+
+    def speedup(self, over: str = BASELINE) -> float | None:
+        """How many times faster than ``over`` fused_rnn is, or None where one was not timed."""
+        ours, theirs = self.seconds(OURS), self.seconds(over)
+        return theirs / ours if ours and theirs else None
+
+
+def relative_error(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the worst tensor's largest difference relative to its largest expected element."""
+    return max(
+        _difference(actual[name], reference.double()) for name, reference in expected.items()
+    )
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    if actual.shape != expected.shape:
+        return float("inf")
+    difference = (actual.double() - expected).abs().max() / expected.abs().max()
+    return difference.nan_to_num(nan=float("inf")).item()
+
+
+class Harness:
+    """Measures one case after the other."""
+
+    def __init__(self, settings: Settings, memory: PeakMemory) -> None:
+        self._settings = settings
+        self._memory = memory
+        self.other_work = OtherWork()
+        self._oracle: tuple[Case, dict[str, Tensor]] | None = None
+
+    def run(self, case: Case) -> CaseResult:
+        """Measure one case with every peer that takes it."""
+        result = CaseResult(case)
+        work = build(case, self._settings.device)
+        with torch.set_grad_enabled(case.grad):
+            try:
+                prepared = self._prepare(work, result)
+            except WrongAnswerError as failure:
+                result.failure = str(failure)
+                return result
+            calls = {name: ready.call for name, ready in prepared.items()}
+            seconds = self._settings.seconds * (_CELL_SHARE if case.single_cell else 1)
+            with self.other_work:
+                timings = time_interleaved(calls, self._settings.device, seconds)
+        for name, timing in timings.items():
+            result.peers[name].timing = timing
+        for name in (BASELINE, OURS):
+            if result.peers[name].timing and not case.single_cell:
+                result.peers[name].peak_bytes = self._memory.measure(case, name)
+        return result
+
+    def _prepare(self, work: Work, result: CaseResult) -> dict[str, Prepared]:
+        """Prepare the peers and check what they compute; fills in their errors."""
+        prepared: dict[str, Prepared] = {}
+        oracle = self._oracle_of(work)
+        baseline: dict[str, Tensor] = {}
+        for peer in PEERS:
+            entry = result.peers[peer.name] = PeerResult()
+            ready = self._prepare_peer(peer, work, entry)
+            if ready is None:
+                continue
+            answer = ready.named(ready.call())
+            baseline = baseline or answer
+            _check(peer.name, answer, baseline)
+            entry.error = relative_error(answer, {name: oracle[name] for name in baseline})
+            prepared[peer.name] = ready
+        return prepared
+
+    def _prepare_peer(self, peer: Peer, work: Work, entry: PeerResult) -> Prepared | None:
+        entry.skipped = peer.refuses(work.case, self._settings)
+        if entry.skipped is not None:
+            return None
+        try:
+            ready = peer.prepare(work, self._settings)
+        except UnavailableError as reason:
+            entry.skipped = str(reason)
+            return None
+        entry.notes = ready.notes
+        return ready
+
+    def _oracle_of(self, work: Work) -> dict[str, Tensor]:
+        """Return torch.nn's answer in float64; a training step's serves the cases beside it too."""
+        case = work.case
+        if self._oracle is None or not _covers(self._oracle[0], case):
+            double = work.double()
+            call = double.caller(double.module, double.module.parameters())
+            self._oracle = case, double.named(call())
+        return self._oracle[1]
+
+
+def _covers(known: Case, case: Case) -> bool:
+    same = (known.cell, known.shape, known.ragged) == (case.cell, case.shape, case.ragged)
+    return same and (known.backward or not case.backward)
+
+
+def _check(peer: str, answer: Mapping[str, Tensor], baseline: Mapping[str, Tensor]) -> None:
+    missing = baseline.keys() - answer.keys()
+    if missing:
+        raise WrongAnswerError(f"{peer} returns no {', '.join(sorted(missing))}")
+    for name, expected in baseline.items():
+        tolerance = _TOLERANCE["gradients" if name.startswith("d") else "outputs"]
+        difference = _difference(answer[name], expected.double())
+        if not difference <= tolerance:
+            raise WrongAnswerError(
+                f"{peer}: {name} is off by {difference:.2g} of its largest element"
+            )

@@ -1,0 +1,180 @@
+"""The machine under the figures: what it is, and the two rates that bound it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+_PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "matplotlib")
+_SIMD_FLAGS = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl",
+    "avx512_bf16", "avx512_fp16", "amx_tile", "asimd", "sve",
+)  # fmt: skip
+
+# (M, N, K): square ones as benchmarks have them, and a layer's batch times its weights.
+_SGEMM_SHAPES = (
+    (512, 512, 512),
+    (1024, 1024, 1024),
+    (2048, 2048, 2048),
+    (2048, 2048, 512),
+    (64, 2048, 1024),
+    (32, 1024, 512),
+)
+_COPY_BYTES = 128 << 20  # beyond the last-level cache of any one socket this has met
+
+
+def describe() -> dict[str, Any]:
+    """Return the processor, its caches and its vector extensions, as far as the system tells."""
+    info = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE)
+    present = set(flags.group(1).split()) if flags else set()
+    memory = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    return {
+        "cpu": model.group(1).strip() if model else platform.processor() or "unknown",
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "caches": _caches(),
+        "simd": [flag for flag in _SIMD_FLAGS if flag in present],
+        "torch_simd": torch.backends.cpu.get_cpu_capability(),
+        "memory_bytes": int(memory.group(1)) * 1024 if memory else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of fused_rnn and of everything it is measured against."""
+    found = {"python": platform.python_version()}
+    for package in ("fused_rnn", *_PACKAGES):
+        try:
+            found[package] = importlib.import_module(package).__version__
+        except ImportError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """Return the commit measured, marked where the tree has changes, or None without git."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).resolve().parent
+        run = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        )
+        return run.stdout.strip()
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return head + (" and changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class OtherWork:
+    """Adds up what the cores did besides this process, over the spans that it is entered for.
+
+    A time taken while something else ran is not the code's own; this is what tells the reader.
+    """
+
+    def __init__(self) -> None:
+        self._cores = self._stolen = self._own = self._wall = 0.0
+        self._before: tuple[float, float, float, float] | None = None
+
+    def __enter__(self) -> None:
+        self._before = _core_seconds()
+
+    def __exit__(self, *exception: object) -> None:
+        after = _core_seconds()
+        if self._before is None or after is None:
+            return
+        cores, stolen, own, wall = (b - a for a, b in zip(self._before, after, strict=True))
+        self._cores += cores
+        self._stolen += stolen
+        self._own += own
+        self._wall += wall
+
+    def fractions(self) -> dict[str, float]:
+        """Return the shares of all cores' time that other processes and the hypervisor took."""
+        total = self._wall * (os.cpu_count() or 1)
+        if not total:
+            return {}
+        others = max(self._cores - self._own, 0.0)
+        return {"processes": round(others / total, 4), "stolen": round(self._stolen / total, 4)}
+
+
+def _core_seconds() -> tuple[float, float, float, float] | None:
+    """Return seconds so far: all cores at work, stolen from them, this process, the wall."""
+    fields = _read("/proc/stat").split("\n")[0].split()
+    if len(fields) < 9:
+        return None
+    user, nice, system, _idle, _wait, irq, soft, stolen = (int(field) for field in fields[1:9])
+    tick = os.sysconf("SC_CLK_TCK")
+    working = (user + nice + system + irq + soft) / tick
+    return working, stolen / tick, time.process_time(), time.perf_counter()
+
+
+def measure_rates(seconds: float) -> dict[str, Any]:
+    """Measure the best sgemm rate over shapes and libraries, and the rate of copying memory.
+
+    Args:
+        seconds: Time given to each shape of each library.
+    """
+    from torch.utils import mkldnn  # warns of its own use of torch.jit when imported
+
+    sgemm: dict[str, float] = {}
+    for M, N, K in _SGEMM_SHAPES:
+        a, b = torch.randn(M, K), torch.randn(K, N)
+        calls: dict[str, Callable[[], Any]] = {"mm": lambda a=a, b=b: torch.mm(a, b)}
+        if torch.backends.mkldnn.is_available():
+            linear = mkldnn.to_mkldnn(nn.Linear(K, N, bias=False).eval())
+            x = a.to_mkldnn()
+            calls["oneDNN linear"] = lambda linear=linear, x=x: linear(x)
+        for library, call in calls.items():
+            with torch.no_grad():
+                rate = 2 * M * N * K / _best(call, seconds) / 1e9
+            sgemm[f"{library} {M}x{N}x{K}"] = round(rate, 1)
+    source, target = torch.ones(_COPY_BYTES // 4), torch.empty(_COPY_BYTES // 4)
+    copy = _best(lambda: target.copy_(source), 2 * seconds)
+    best = max(sgemm, key=sgemm.__getitem__)
+    return {
+        "sgemm_gflops": sgemm[best],
+        "sgemm_best": best,
+        "sgemm_all": sgemm,
+        "copy_gbytes": round(2 * _COPY_BYTES / copy / 1e9, 2),  # each byte is read and written
+    }
+
+
+def _best(call: Callable[[], Any], seconds: float) -> float:
+    call()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _caches() -> dict[str, str]:
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (_read(index / name) for name in ("level", "type", "size"))
+        if level and kind != "Instruction":
+            found[f"L{level}"] = size
+    return found
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:  # a system without /proc or /sys
+        return ""

@@ -1,0 +1,282 @@
+"""What a run says: the table and its verdicts on stdout, everything in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .bar import Verdict, geometric_mean
+from .cases import KINDS
+from .harness import CaseResult, PeerResult
+from .peers import BASELINE, OURS, PEERS
+
+_SCHEMA = 1
+_RED, _GREEN, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[1m", "\033[0m"
+
+
+@dataclass
+class Run:
+    """Everything that one run measured, and what it was measured on."""
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    settings: dict[str, Any]
+    rates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: list[CaseResult] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    other_work: dict[str, float] = field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+
+    @property
+    def sgemm_gflops(self) -> float:
+        """The better of the rates at the start and at the end: the stricter yardstick."""
+        return max(rates["sgemm_gflops"] for rates in self.rates.values())
+
+    @property
+    def copy_gbytes(self) -> float:
+        return max(rates["copy_gbytes"] for rates in self.rates.values())
+
+    @property
+    def ordered(self) -> list[CaseResult]:
+        """The results in the report's order: by kind, then by cell."""
+        kinds, cells = list(KINDS), ["lstm", "gru", "rnn"]
+        return sorted(
+            self.results, key=lambda r: (kinds.index(r.case.kind), cells.index(r.case.cell))
+        )
+
+
+def write_json(run: Run, path: Path) -> None:
+    """Write the whole run as JSON."""
+    document = {
+        "schema": _SCHEMA,
+        "created": run.created,
+        "seconds": run.seconds,
+        "commit": run.commit,
+        "machine": run.machine,
+        "versions": run.versions,
+        "settings": run.settings,
+        "rates": run.rates,
+        "other_work": run.other_work,
+        "bar": [asdict(verdict) | {"met": verdict.met} for verdict in run.verdicts],
+        "cases": [_case_json(result, run) for result in run.ordered],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _case_json(result: CaseResult, run: Run) -> dict[str, Any]:
+    case = result.case
+    return {
+        "id": case.id,
+        "cell": case.cell,
+        "kind": case.kind,
+        "shape": asdict(case.shape),
+        "tokens": case.tokens,
+        "flops": case.flops,
+        "compulsory_bytes": case.compulsory_bytes,
+        "failure": result.failure,
+        "speedup": result.speedup(),
+        "peers": {name: _peer_json(peer, result, run) for name, peer in result.peers.items()},
+    }
+
+
+def _peer_json(peer: PeerResult, result: CaseResult, run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = {"skipped": peer.skipped}
+    if peer.timing is not None:
+        case, seconds = result.case, peer.timing.median_s
+        gflops = case.flops / seconds / 1e9
+        found |= peer.timing.as_dict() | {
+            "gflops": gflops,
+            "sgemm_fraction": gflops / run.sgemm_gflops,
+            "copy_fraction": case.compulsory_bytes / seconds / 1e9 / run.copy_gbytes,
+        }
+    return found | {"error": peer.error, "peak_bytes": peer.peak_bytes, "notes": peer.notes}
+
+
+def render(run: Run, colour: bool = False) -> str:
+    """Return the report as text: machine, cases by kind, the bar, and who wins where."""
+    paint = _Paint(colour)
+    lines = [*_heading(run), ""]
+    for kind, title in KINDS.items():
+        group = [result for result in run.ordered if result.case.kind == kind]
+        if group:
+            lines += [paint(title, _BOLD), _COLUMNS, *(_row(r, run, paint) for r in group)]
+            lines += [_group_mean(group), ""]
+    lines += [_LEGEND, "", *_bar_table(run.verdicts, paint), ""]
+    lines += [*_glance(run, paint), *_skips(run)]
+    return "\n".join(lines)
+
+
+class _Paint:
+    def __init__(self, colour: bool) -> None:
+        self._colour = colour
+
+    def __call__(self, text: str, code: str) -> str:
+        return f"{code}{text}{_PLAIN}" if self._colour else text
+
+
+_COLUMNS = (
+    f"  {'case':<28}{'torch.nn':>9}{'+-':>5} {'fused_rnn':>9}{'+-':>5}{'speed-up':>10}"
+    f"{'vs onnx':>9}{'vs loop':>9}{'GFLOP/s':>9}{'sgemm':>7}{'copy':>6}{'memory':>8}"
+    f"{'error':>9}{'torch.nn':>9}"
+)
+_LEGEND = """\
+speed-up   torch.nn's median time over fused_rnn's: above 1 is faster, "<" marks a loss
+vs onnx    the same over onnxruntime; vs loop: over the torch.compile'd loop of cells
++-         interquartile range, of the median
+sgemm      fused_rnn's share of the sgemm rate above; copy: of the copy rate, for the least traffic
+memory     fused_rnn's peak over torch.nn's
+error      largest against float64, of the tensor's largest element: fused_rnn's, then torch.nn's"""
+
+
+def _heading(run: Run) -> list[str]:
+    machine, versions = run.machine, run.versions
+    caches = " ".join(f"{level} {size}" for level, size in machine["caches"].items())
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    cores = f"{machine['cores']} cores, {caches}, {machine['torch_simd']}"
+    lines = [
+        f"{machine['cpu']}, {cores}; {run.settings['threads']} threads",
+        f"{packages}; commit {run.commit or 'none'}",
+    ]
+    for moment, rates in run.rates.items():
+        lines.append(
+            f"{moment}: sgemm {rates['sgemm_gflops']} GFLOP/s ({rates['sgemm_best']}), "
+            f"copy {rates['copy_gbytes']} GB/s"
+        )
+    other = sum(run.other_work.values())
+    if other > 0.03:
+        lines.append(
+            f"WARNING: other work took {other:.0%} of the cores while timing: rough figures"
+        )
+    if run.settings["quick"]:
+        lines.append("--quick: few cases, few rounds; the bar is for the full run")
+    return lines
+
+
+def _row(result: CaseResult, run: Run, paint: _Paint) -> str:
+    case = result.case
+    label = f"  {case.cell + ' ' + str(case.shape):<28}"
+    if result.failure:
+        return label + paint(f"FAILED: {result.failure}", _RED)
+    ours = result.peers[OURS]
+    text = label + _timed(result.peers[BASELINE]) + " " + _timed(ours)
+    for name, width in ((BASELINE, 10), ("onnxruntime", 9), ("compiled loop", 9)):
+        text += _ratio(result.speedup(name), width, paint)
+    if ours.timing is None:
+        return text
+    gflops = case.flops / ours.timing.median_s / 1e9
+    copy = case.compulsory_bytes / ours.timing.median_s / 1e9 / run.copy_gbytes
+    text += f"{gflops:>9.1f}{gflops / run.sgemm_gflops:>7.0%}{copy:>6.0%}"
+    theirs = result.peers[BASELINE]
+    memory = f"{ours.peak_bytes / theirs.peak_bytes:.2f}" if theirs.peak_bytes else ""
+    text += f"{memory:>8}{ours.error or 0:>9.0e}{theirs.error or 0:>9.0e}"
+    backend = ours.notes.get("backend", "native")
+    return text if backend == "native" else f"{text}  ran on {backend}"
+
+
+def _timed(peer: PeerResult) -> str:
+    if peer.timing is None:
+        return f"{'-':>9}{'':>5}"
+    return f"{_duration(peer.timing.median_s):>9}{peer.timing.spread:>5.0%}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _ratio(value: float | None, width: int, paint: _Paint) -> str:
+    if value is None:
+        return f"{'-':>{width - 2}}  "
+    text = f"{value:#.3g}x{'<' if value < 1 else ' '}"
+    return " " * (width - len(text)) + paint(text, _RED if value < 1 else _GREEN)
+
+
+def _group_mean(group: Sequence[CaseResult]) -> str:
+    text = f"  {'geometric mean':<57}"
+    for name, width in ((BASELINE, 10), ("onnxruntime", 9), ("compiled loop", 9)):
+        mean = geometric_mean(value for r in group if (value := r.speedup(name)) is not None)
+        text += _ratio(mean, width, _Paint(False))
+    return text.rstrip()
+
+
+def _bar_table(verdicts: Sequence[Verdict], paint: _Paint) -> list[str]:
+    lines = [
+        paint("The bar", _BOLD),
+        f"  {'':<56}{'cases':>6}{'geomean':>9}{'asked':>9}{'worst':>9}{'asked':>9}  verdict",
+    ]
+    for v in verdicts:
+        met, text = v.met, "-"
+        if v.cases == 0:
+            text = "not measured"
+        elif met is not None:
+            text = paint("met", _GREEN) if met else paint("NOT MET", _RED)
+        if v.worst_case and v.cases > 1:
+            text += f"  (worst: {v.worst_case})"
+        lines.append(
+            f"  {v.title:<56}{v.cases:>6}{_figure(v.geomean, v.unit):>9}"
+            f"{_figure(v.geomean_bar, v.unit):>9}{_figure(v.worst, v.unit):>9}"
+            f"{_figure(v.worst_bar, v.unit):>9}  {text}"
+        )
+    return lines
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return {"x": f"{value:#.3g}x", "%": f"{value:.1%}", "e": f"{value:.1e}"}[unit]
+
+
+def _glance(run: Run, paint: _Paint) -> list[str]:
+    lines = [paint("At a glance", _BOLD)]
+    for name in (peer.name for peer in PEERS if peer.name != OURS):
+        ratios = {r.case.id: value for r in run.ordered if (value := r.speedup(name))}
+        if not ratios:
+            lines.append(f"  {name}: not compared")
+            continue
+        losses = {case: value for case, value in ratios.items() if value < 1}
+        lines.append(
+            f"  against {name}: faster in {len(ratios) - len(losses)} of {len(ratios)} cases, "
+            f"{geometric_mean(ratios.values()):#.3g}x in the geometric mean"
+        )
+        lines += [
+            paint(f"    loses {case}  {value:#.3g}x", _RED)
+            for case, value in sorted(losses.items(), key=lambda item: item[1])
+        ]
+    failed = [result.case.id for result in run.ordered if result.failure]
+    if failed:
+        lines.append(paint(f"  FAILED: {', '.join(failed)}", _RED))
+    return lines
+
+
+def _skips(run: Run) -> list[str]:
+    reasons = Counter(
+        (name, peer.skipped)
+        for result in run.results
+        for name, peer in result.peers.items()
+        if peer.skipped
+    )
+    lines = [
+        f"  {name} not timed in {count} cases: {reason}"
+        for (name, reason), count in sorted(reasons.items())
+    ]
+    compilations = [
+        peer.notes["compile_s"]
+        for result in run.results
+        for peer in result.peers.values()
+        if "compile_s" in peer.notes
+    ]
+    if compilations:
+        lines.append(
+            f"  compilation, in no figure above: {sum(compilations):.0f} s in {len(compilations)} "
+            f"cases, {max(compilations):.0f} s at most"
+        )
+    return lines

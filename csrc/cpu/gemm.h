@@ -1,0 +1,217 @@
+// The matrix products: packed weights, and one register tile of rows x vectors.
+//
+// Every product here has the form out[m][q] += sum_k A[m][k] * B[k][q], q a vector of output columns.
+// A tile is up to kMaxRows rows by 1..4 vectors; its sums stay in registers over the whole of K and
+// pass once through a tile-sized buffer in L1 to the caller's arithmetic (the sums fill the register
+// file: the gates' temporaries would push them there anyway).
+#pragma once
+
+namespace fused_rnn {
+namespace FUSED_RNN_LEVEL {
+
+constexpr int kMaxWidth = 4;
+
+// Rows of A for a tile of `width` vectors: as many sums as registers hold beside B and one of A.
+constexpr int max_rows(int width) {
+  const int rows = (FUSED_RNN_VECTOR_REGISTERS - width - 1) / width;
+  return rows < 8 ? rows : 8;
+}
+
+// A[m][k] at data + m * row + (k / length) * block + (k % length) * step, k < length * blocks.
+template <class T>
+struct Rows {
+  const T* data;
+  std::int64_t row, length;
+  std::int64_t step = 1, blocks = 1, block = 0;
+
+  Rows from(std::int64_t m) const {
+    Rows r = *this;
+    r.data += m * row;
+    return r;
+  }
+};
+
+template <class T, int kRows, int kWidth>
+void tile_kernel(const Rows<T>& a, const T* b, std::int64_t b_step, Vec<T>* out) {
+  Vec<T> sum[kRows][kWidth];
+  for (int m = 0; m < kRows; ++m) {
+    for (int v = 0; v < kWidth; ++v) {
+      sum[m][v] = Vec<T>{};
+    }
+  }
+  const T* block = a.data;
+  for (std::int64_t i = 0; i < a.blocks; ++i, block += a.block) {
+    const T* p[kRows];
+    for (int m = 0; m < kRows; ++m) {
+      p[m] = block + m * a.row;
+    }
+    const std::int64_t end = a.length * a.step;
+    for (std::int64_t k = 0; k < end; k += a.step, b += b_step) {
+      Vec<T> bv[kWidth];
+      for (int v = 0; v < kWidth; ++v) {
+        std::memcpy(&bv[v], b + v * kLanes<T>, sizeof(Vec<T>));
+      }
+      for (int m = 0; m < kRows; ++m) {
+        const Vec<T> am = p[m][k] - Vec<T>{};
+        for (int v = 0; v < kWidth; ++v) {
+          sum[m][v] += am * bv[v];
+        }
+      }
+    }
+  }
+  for (int m = 0; m < kRows; ++m) {
+    for (int v = 0; v < kWidth; ++v) {
+      out[m * kWidth + v] = sum[m][v];
+    }
+  }
+}
+
+template <class T>
+using TileKernel = void (*)(const Rows<T>&, const T*, std::int64_t, Vec<T>*);
+
+template <class T, int kWidth, int... kRows>
+constexpr TileKernel<T> pick(int rows, std::integer_sequence<int, kRows...>) {
+  constexpr TileKernel<T> kTable[] = {tile_kernel<T, kRows + 1, kWidth>...};
+  return kTable[rows - 1];
+}
+
+template <class T>
+FUSED_RNN_INLINE TileKernel<T> tile_for(int rows, int width) {
+  switch (width) {
+    case 1: return pick<T, 1>(rows, std::make_integer_sequence<int, max_rows(1)>());
+    case 2: return pick<T, 2>(rows, std::make_integer_sequence<int, max_rows(2)>());
+    case 3: return pick<T, 3>(rows, std::make_integer_sequence<int, max_rows(3)>());
+    default: return pick<T, 4>(rows, std::make_integer_sequence<int, max_rows(4)>());
+  }
+}
+
+// Cuts `rows` into tiles of nearly equal height and calls f(first row, rows, the tile's sums).
+template <class T, class F>
+FUSED_RNN_INLINE void for_tiles(const Rows<T>& a, std::int64_t begin, std::int64_t end, const T* b,
+                                std::int64_t b_step, int width, F&& f) {
+  const std::int64_t rows = end - begin;
+  const std::int64_t tiles = ceil_div<std::int64_t>(rows, max_rows(width));
+  Vec<T> sums[8 * kMaxWidth];
+  for (std::int64_t i = 0; i < tiles; ++i) {
+    const std::int64_t first = begin + rows * i / tiles, last = begin + rows * (i + 1) / tiles;
+    const int height = static_cast<int>(last - first);
+    tile_for<T>(height, width)(a.from(first), b, b_step, sums);
+    f(first, height, sums);
+  }
+}
+
+// B, cut into groups of `width` vectors that a tile takes together: [group][k][vector of the group].
+template <class T>
+struct Packed {
+  Buffer<T> data;
+  std::int64_t vectors = 0, depth = 0;
+  int width = 1;
+
+  Packed() = default;
+  Packed(std::int64_t vectors_, std::int64_t depth_, int width_)
+      : data(vectors_ * depth_ * kLanes<T>), vectors(vectors_), depth(depth_), width(width_) {}
+
+  std::int64_t groups() const { return ceil_div<std::int64_t>(vectors, width); }
+  int width_of(std::int64_t group) const {
+    return static_cast<int>(std::min<std::int64_t>(width, vectors - group * width));
+  }
+  std::int64_t step_of(std::int64_t group) const { return width_of(group) * kLanes<T>; }
+  T* group(std::int64_t g) const { return data.get() + g * width * depth * kLanes<T>; }
+
+  // f(first row, rows, sums, first vector, vectors) for the groups' tiles over rows [begin, end).
+  template <class F>
+  FUSED_RNN_INLINE void multiply(const Rows<T>& a, std::int64_t begin, std::int64_t end,
+                                 std::int64_t first_group, std::int64_t last_group, F&& f) const {
+    for (std::int64_t g = first_group; g < last_group; ++g) {
+      const int w = width_of(g);
+      for_tiles(a, begin, end, group(g), step_of(g), w,
+                [&](std::int64_t first, int height, const Vec<T>* sums) { f(first, height, sums, g * width, w); });
+    }
+  }
+};
+
+// A width at which every member has a group, if narrow tiles can give it that.
+template <class T>
+int balanced_width(std::int64_t vectors, std::int64_t rows, int members) {
+  int width = kMaxWidth;
+  while (width > 1 && vectors < static_cast<std::int64_t>(width) * members && rows < 4 * members) {
+    width /= 2;
+  }
+  return width;
+}
+
+// (a0 b0 a1 b1 ..) of the two vectors' first or second halves.
+template <bool kSecond, class V, int... kI>
+FUSED_RNN_INLINE V interleave(V a, V b, std::integer_sequence<int, kI...>) {
+  constexpr int n = sizeof...(kI), first = kSecond ? n / 2 : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (first + kI / 2 + (kI % 2) * n)...);
+#else
+  using Indices = typename Lanes<V>::Bits;
+  return __builtin_shuffle(a, b, Indices{(first + kI / 2 + (kI % 2) * n)...});
+#endif
+}
+
+// A block of kLanes x kLanes, transposed by log2(kLanes) rounds of perfect shuffles.
+template <class T>
+FUSED_RNN_INLINE void transpose(Vec<T>* v) {
+  constexpr int n = static_cast<int>(kLanes<T>);
+  constexpr std::make_integer_sequence<int, n> lanes{};
+  for (int round = 1; round < n; round *= 2) {
+    Vec<T> w[n];
+    for (int i = 0; i < n / 2; ++i) {
+      w[2 * i] = interleave<false>(v[i], v[i + n / 2], lanes);
+      w[2 * i + 1] = interleave<true>(v[i], v[i + n / 2], lanes);
+    }
+    for (int i = 0; i < n; ++i) {
+      v[i] = w[i];
+    }
+  }
+}
+
+// Vector q of B holds, at depth k, element k of kLanes rows of w; rows(q) points to the first of them
+// and says how many there are (the other lanes are zero).
+template <class S>
+struct RowBlock {
+  const S* first;
+  std::int64_t count;
+};
+
+template <class S, class T, class F>
+void pack_rows(Packed<T>& b, std::int64_t stride, std::int64_t group, F&& rows) {
+  constexpr std::int64_t kW = kLanes<T>;
+  const std::int64_t step = b.step_of(group);
+  for (int v = 0; v < b.width_of(group); ++v) {
+    const RowBlock<S> block = rows(group * b.width + v);
+    T* out = b.group(group) + v * kW;
+    for (std::int64_t k = 0; k < b.depth; k += kW) {
+      const std::int64_t deep = std::min(kW, b.depth - k);
+      Vec<T> square[kW];
+      for (std::int64_t i = 0; i < kW; ++i) {
+        square[i] = i < block.count ? load<S>(block.first + i * stride + k, deep) : Vec<T>{};
+      }
+      transpose<T>(square);
+      for (std::int64_t i = 0; i < deep; ++i) {
+        store<T>(out + (k + i) * step, square[i]);
+      }
+    }
+  }
+}
+
+// Vector q of B holds, at depth k, elements q * kLanes .. of row(k) of w (null: zeros).
+template <class S, class T, class F>
+void pack_columns(Packed<T>& b, std::int64_t columns, std::int64_t group, F&& row) {
+  constexpr std::int64_t kW = kLanes<T>;
+  const int width = b.width_of(group);
+  T* out = b.group(group);
+  for (std::int64_t k = 0; k < b.depth; ++k) {
+    const S* p = row(k);
+    for (int v = 0; v < width; ++v, out += kW) {
+      const std::int64_t column = (group * b.width + v) * kW;
+      store<T>(out, p != nullptr ? load<S>(p + column, std::min(kW, columns - column)) : Vec<T>{});
+    }
+  }
+}
+
+}  // namespace FUSED_RNN_LEVEL
+}  // namespace fused_rnn

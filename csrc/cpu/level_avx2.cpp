@@ -1,0 +1,8 @@
+// The kernels for AVX2 with FMA: 16 registers of 32 bytes.
+#if defined(__x86_64__)
+#define FUSED_RNN_LEVEL avx2
+#define FUSED_RNN_TARGET "avx2,fma,f16c"
+#define FUSED_RNN_VECTOR_BYTES 32
+#define FUSED_RNN_VECTOR_REGISTERS 16
+#include "level.inc"
+#endif

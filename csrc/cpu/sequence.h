@@ -1,0 +1,126 @@
+// What forward and backward share: the order of the steps, and where a cell's arrays lie.
+#pragma once
+
+namespace fused_rnn {
+namespace FUSED_RNN_LEVEL {
+
+// Steps in scan order, k = 0 .. T-1, and the rows (in time order) that each of them covers.
+class Steps {
+ public:
+  explicit Steps(const ScanArgs& a) : T(a.T), N(a.N), reverse_(a.reverse) {
+    if (a.batch_sizes != nullptr) {
+      begin_.resize(static_cast<std::size_t>(T) + 1, 0);
+      for (std::int64_t t = 0; t < T; ++t) {
+        begin_[static_cast<std::size_t>(t) + 1] = begin_[static_cast<std::size_t>(t)] + a.batch_sizes[t];
+      }
+    }
+  }
+
+  const std::int64_t T, N;
+
+  // First row of scan step k. Steps -1 and T have no rows.
+  std::int64_t begin(std::int64_t k) const { return row_of_time(time(k)); }
+  std::int64_t batch(std::int64_t k) const {
+    return k < 0 || k >= T ? 0 : row_of_time(time(k) + 1) - row_of_time(time(k));
+  }
+  std::int64_t total() const { return row_of_time(T); }
+
+  // The rows of steps k0 .. k1-1, which stand together whichever way the scan goes.
+  std::int64_t first_row(std::int64_t k0, std::int64_t k1) const { return std::min(begin(k0), begin(k1 - 1)); }
+  std::int64_t rows(std::int64_t k0, std::int64_t k1) const {
+    const std::int64_t last = std::max(time(k0), time(k1 - 1));
+    return row_of_time(last + 1) - first_row(k0, k1);
+  }
+
+ private:
+  std::int64_t time(std::int64_t k) const { return reverse_ ? T - 1 - k : k; }
+  std::int64_t row_of_time(std::int64_t t) const { return begin_.empty() ? t * N : begin_[static_cast<std::size_t>(t)]; }
+
+  bool reverse_;
+  std::vector<std::int64_t> begin_;
+};
+
+// A group of consecutive steps whose input product is made at once, so that the weights are read
+// once for all of them and the result is used while it is in the cache.
+constexpr std::int64_t kForwardChunkRows = 96;
+constexpr std::int64_t kBackwardChunkRows = 192;
+
+inline std::int64_t chunk_end(const Steps& s, std::int64_t k, std::int64_t rows) {
+  std::int64_t end = k + 1;
+  while (end < s.T && s.rows(k, end + 1) <= rows) {
+    ++end;
+  }
+  return end;
+}
+
+inline std::int64_t chunk_begin(const Steps& s, std::int64_t end, std::int64_t rows) {
+  std::int64_t k = end - 1;
+  while (k > 0 && s.rows(k - 1, end) <= rows) {
+    --k;
+  }
+  return k;
+}
+
+// Hidden units are cut into slices of one vector; a slice's values lie together:
+//   gates_x  [slice][row of the chunk][kGates][lane]
+//   dgates   [slice][row of the chunk][kPre][lane]
+//   saved    [slice][row][kSaved][lane]
+// and states are [n][unit], padded to whole slices.
+template <class Cell, class S>
+struct Shape {
+  using T = typename ComputeType<S>::type;
+  static constexpr std::int64_t kW = kLanes<T>;
+
+  explicit Shape(const ScanArgs& a)
+      : N(a.N), I(a.I), H(a.H), P(a.P), R(a.P > 0 ? a.P : a.H), slices(ceil_div(H, kW)),
+        Hp(slices * kW), Rp(ceil_div(R, kW) * kW) {}
+
+  const std::int64_t N, I, H, P, R, slices, Hp, Rp;
+
+  std::int64_t valid(std::int64_t slice) const { return std::min(kW, H - slice * kW); }
+
+  // Rows of a gate matrix (G*H, ...) that give vector q of the pre-activations from `first_pre` on.
+  RowBlock<S> gate_rows(const void* w, std::int64_t columns, std::int64_t q, int first_pre) const {
+    const std::int64_t slice = q / Cell::kGates;
+    const int gate = Cell::kOrder[first_pre + q % Cell::kGates];
+    return {static_cast<const S*>(w) + (gate * H + slice * kW) * columns, valid(slice)};
+  }
+
+  // Row of a gate matrix that multiplies dgates at depth k = (slice, gate, lane); null past H.
+  const S* gate_row(const void* w, std::int64_t columns, std::int64_t k, int first_pre) const {
+    const std::int64_t slice = k / (Cell::kGates * kW), lane = k % kW;
+    const int gate = Cell::kOrder[first_pre + k / kW % Cell::kGates];
+    return lane < valid(slice) ? static_cast<const S*>(w) + (gate * H + slice * kW + lane) * columns : nullptr;
+  }
+};
+
+// Threads that pay: below some ten thousand multiplications per step a second thread costs more in
+// waiting than it saves in work.
+inline int useful_threads(const ScanArgs& a, std::int64_t gates) {
+  constexpr std::int64_t kWorkPerThread = 16384;
+  const std::int64_t work = a.N * gates * a.H * (a.P > 0 ? a.P : a.H);
+  return static_cast<int>(std::min<std::int64_t>(std::max(a.threads, 1), std::max<std::int64_t>(work / kWorkPerThread, 1)));
+}
+
+// Runs `scan`, an object with member(Team::Member&), on as many members as pay.
+template <class Scan>
+void run_team(const ScanArgs& a, int members, Scan& scan) {
+  Team team(members);
+  struct Context {
+    Team& team;
+    Scan& scan;
+  } context{team, scan};
+  const auto body = [](int id, void* p) {
+    auto* c = static_cast<Context*>(p);
+    Team::Member member(c->team, id);
+    c->scan.member(member);
+  };
+  if (members == 1) {
+    body(0, &context);
+  } else {
+    a.parallel(members, body, &context);
+  }
+}
+
+}  // namespace FUSED_RNN_LEVEL
+}  // namespace fused_rnn

@@ -1,0 +1,130 @@
+// Threads that walk through the same phases together, without needing each other.
+//
+// A phase is a number of independent items. Every member calls run() for every phase in the same
+// order; items are claimed, not assigned: a member takes its own share first (the same share each
+// phase, so its slice of the weights stays in its core's cache) and then what others have not begun.
+// A phase is over when all its items are done, whoever did them. So a member that comes late, is
+// descheduled between items or never starts costs its speed, not the progress of the rest: a plain
+// barrier would stop everybody once more threads than free cores take part.
+//
+// Which member computes an item never changes what is computed, so results do not depend on timing.
+#pragma once
+
+namespace fused_rnn {
+namespace FUSED_RNN_LEVEL {
+
+class Team {
+ public:
+  explicit Team(int members)
+      : members_(members), claims_(new Claim[static_cast<std::size_t>(members)]) {}
+
+  class Member {
+   public:
+    Member(Team& team, int id) : team_(team), id_(id) {}
+
+    template <class Item>
+    FUSED_RNN_INLINE void run(std::int64_t items, Item&& item) {
+      if (team_.members_ == 1) {
+        for (std::int64_t i = 0; i < items; ++i) {
+          item(i);
+        }
+        return;
+      }
+      ++phase_;
+      target_ += items;
+      std::int64_t finished = 0;
+      for (int k = 0; k < team_.members_; ++k) {
+        const int owner = (id_ + k) % team_.members_;
+        for (std::int64_t i; (i = team_.claim(owner, phase_, items)) >= 0; ++finished) {
+          item(i);
+        }
+      }
+      if (finished > 0) {
+        team_.done_.fetch_add(finished, std::memory_order_release);
+      }
+      team_.wait(target_);
+    }
+
+    int members() const { return team_.members_; }
+
+   private:
+    Team& team_;
+    int id_;
+    std::uint32_t phase_ = 0;
+    std::int64_t target_ = 0;
+  };
+
+ private:
+  // (phase, items of this owner's share already claimed in it)
+  struct alignas(128) Claim {
+    std::atomic<std::uint64_t> state{0};
+  };
+
+  // The next item of the owner's share in this phase, or -1. A member is in phase p only when all
+  // phases before are done, so an older phase in `state` means: nothing claimed in p yet.
+  std::int64_t claim(int owner, std::uint32_t phase, std::int64_t items) {
+    const std::int64_t begin = items * owner / members_;
+    const std::int64_t share = items * (owner + 1) / members_ - begin;
+    std::atomic<std::uint64_t>& state = claims_[static_cast<std::size_t>(owner)].state;
+    std::uint64_t seen = state.load(std::memory_order_relaxed);
+    for (;;) {
+      const std::uint32_t at = static_cast<std::uint32_t>(seen >> 32);
+      const std::int64_t taken = at == phase ? static_cast<std::int64_t>(seen & 0xffffffffu) : 0;
+      if (at > phase || taken >= share) {
+        return -1;
+      }
+      const std::uint64_t next = (static_cast<std::uint64_t>(phase) << 32) | static_cast<std::uint64_t>(taken + 1);
+      if (state.compare_exchange_weak(seen, next, std::memory_order_relaxed)) {
+        return begin + taken;
+      }
+    }
+  }
+
+  // The release of every finished item's owner is seen here, before the next phase reads its results.
+  void wait(std::int64_t target) {
+    constexpr int kSpins = 2000;  // some tens of microseconds; then let whoever needs the core have it
+    for (int spins = 0; done_.load(std::memory_order_acquire) < target; ++spins) {
+      if (spins < kSpins) {
+        pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  int members_;
+  std::unique_ptr<Claim[]> claims_;
+  alignas(128) std::atomic<std::int64_t> done_{0};
+};
+
+// A phase's work: `groups` of columns times `rows`, cut into items. Columns are cut first, so that a
+// member meets the same weights in every step; rows only where there are too few columns.
+struct Grid {
+  std::int64_t groups, rows, column_parts, row_parts;
+
+  Grid(std::int64_t groups_, std::int64_t rows_, int members) : groups(groups_), rows(rows_) {
+    const std::int64_t wanted = members == 1 ? 1 : 4 * static_cast<std::int64_t>(members);
+    constexpr std::int64_t kFewestRows = 4;
+    column_parts = std::min(groups, wanted);
+    row_parts = std::min(std::max<std::int64_t>(rows / kFewestRows, 1), ceil_div(wanted, column_parts));
+  }
+  std::int64_t items() const { return column_parts * row_parts; }
+
+  // f(first group, last group + 1, first row, last row + 1)
+  template <class F>
+  FUSED_RNN_INLINE void item(std::int64_t i, F&& f) const {
+    const std::int64_t c = i / row_parts, r = i % row_parts;
+    f(groups * c / column_parts, groups * (c + 1) / column_parts, rows * r / row_parts, rows * (r + 1) / row_parts);
+  }
+};
+
+}  // namespace FUSED_RNN_LEVEL
+}  // namespace fused_rnn

@@ -1,0 +1,25 @@
+"""Recurrent layers for PyTorch, each step fused into one pass: drop-ins for torch.nn's LSTM, GRU, RNN and their cells."""
+
+from fused_rnn import functional
+from fused_rnn.backends import available_backends, use_backend
+from fused_rnn.convert import convert, revert
+from fused_rnn.explain import explain
+from fused_rnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "available_backends",
+    "convert",
+    "explain",
+    "functional",
+    "revert",
+    "use_backend",
+]
+
+__version__ = "0.1.0"

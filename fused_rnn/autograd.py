@@ -1,0 +1,135 @@
+"""Differentiation, for every backend at once.
+
+A backend knows a forward and a backward, both plain arithmetic. Here they become one node of autograd's graph. Whatever asks for
+more than plain gradients (``create_graph=True``, vmap over the backward) gets them from the reference backend, which is made of
+torch's own operators and so can be differentiated and batched as often as one likes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from fused_rnn.backends import Backend, Inputs, reference, transforms
+
+__all__ = ["scan", "step"]
+
+
+def scan(
+    backend: Backend, cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one layer in one direction on a backend, differentiably.
+
+    Args:
+        backend: one that supports the problem
+        cell: a key of :data:`fused_rnn.cells.CELLS`
+        inputs: the operands
+        batch_sizes: (T,) int64 on the CPU for packed data, else None
+        reverse: whether each sequence is scanned from its last step to its first
+
+    Shape:
+        - y: (T, N, R), or (rows, R) for packed data
+        - h_n: (N, R), c_n: (N, H), or None for a cell without cell state
+    """
+    if backend is reference:
+        return reference.forward(cell, inputs, batch_sizes, reverse, True)[:3]
+    if torch.is_grad_enabled():
+        for t in inputs:
+            if t is not None and t.requires_grad:
+                return _Scan.apply(backend, cell, batch_sizes, reverse, *inputs)
+    y, h_n, c_n, _ = backend.forward(cell, inputs, batch_sizes, reverse, False)
+    return y, h_n, c_n
+
+
+def step(
+    backend: Backend, cell: str, training: bool, x: Tensor, *others: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Run one step on a backend, differentiably: a scan of length one.
+
+    Args:
+        backend: one that supports the problem
+        cell: a key of :data:`fused_rnn.cells.CELLS`
+        training: whether grad mode is on and an operand needs a gradient
+        x: (N, I)
+        others: the rest of :class:`fused_rnn.backends.Inputs`
+    """
+    if training and backend is not reference:
+        return _Step.apply(backend, cell, x, *others)
+    _, h, c, _ = backend.forward(cell, Inputs(x.unsqueeze(0), *others), None, False, False)
+    return h, c
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: Backend,
+        cell: str,
+        batch_sizes: Tensor | None,
+        reverse: bool,
+        *inputs: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        y, h_n, c_n, saved = backend.forward(cell, Inputs(*inputs), batch_sizes, reverse, True)
+        ctx.save_for_backward(*inputs, y, *saved)
+        ctx.set_materialize_grads(False)
+        ctx.scan = backend, cell, batch_sizes, reverse
+        return y, h_n, c_n
+
+    @staticmethod
+    def backward(
+        ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        backend, cell, batch_sizes, reverse = ctx.scan
+        gradients = _backward(
+            ctx, backend, cell, batch_sizes, reverse, dy, dh_n, dc_n, ctx.needs_input_grad[4:]
+        )
+        return None, None, None, None, *gradients
+
+
+class _Step(torch.autograd.Function):
+    """A scan of length one. The views that make it one are taken in here, where they cost no node of the graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: Backend, cell: str, x: Tensor, *others: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        y, h, c, saved = backend.forward(cell, Inputs(x.unsqueeze(0), *others), None, False, True)
+        ctx.save_for_backward(x, *others, y, *saved)
+        ctx.set_materialize_grads(False)
+        ctx.scan = backend, cell
+        return h, c
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None) -> tuple[Tensor | None, ...]:
+        backend, cell = ctx.scan
+        dx, *others = _backward(
+            ctx, backend, cell, None, False, None, dh, dc, ctx.needs_input_grad[2:]
+        )
+        return None, None, dx if dx is None else dx.squeeze(0), *others
+
+
+def _backward(
+    ctx: FunctionCtx,
+    backend: Backend,
+    cell: str,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    if dy is None and dh_n is None and dc_n is None:
+        return (None,) * len(needs)
+    tensors = ctx.saved_tensors
+    inputs, y, saved = Inputs(*tensors[:8]), tensors[8], tensors[9:]
+    if batch_sizes is None and inputs.x.dim() == 2:  # a step
+        inputs = Inputs(inputs.x.unsqueeze(0), *inputs[1:])
+    if torch.is_grad_enabled() or transforms.active() not in (None, transforms.AUTOCAST):
+        backend = reference
+    # Gradients of sums and of slices come expanded or strided; kernels take them dense.
+    dy, dh_n, dc_n = (d if d is None else d.contiguous() for d in (dy, dh_n, dc_n))
+    return backend.backward(cell, inputs, batch_sizes, reverse, y, saved, dy, dh_n, dc_n, needs)

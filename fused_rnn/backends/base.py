@@ -1,0 +1,90 @@
+"""What a backend is, and what it is asked: the operands of a scan and the problem they make."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Backend", "Inputs", "Problem", "Selection"]
+
+
+class Inputs(NamedTuple):
+    """The operands of one layer in one direction; all contiguous, of one dtype and on one device."""
+
+    x: Tensor  # (T, N, I), or (rows, I) where the data is packed
+    h0: Tensor  # (N, R), R = P or H
+    c0: Tensor | None  # (N, H), LSTM only
+    w_ih: Tensor  # (G*H, I)
+    w_hh: Tensor  # (G*H, R)
+    b_ih: Tensor | None  # (G*H,)
+    b_hh: Tensor | None  # (G*H,)
+    w_hr: Tensor | None  # (P, H), LSTM with a projection only
+
+
+class Problem(NamedTuple):
+    """All that decides which backend runs; hashable, so that the decision is made once for each."""
+
+    cell: str  # a key of cells.CELLS
+    device: torch.device
+    dtype: torch.dtype
+    T: int
+    N: int
+    I: int  # noqa: E741 (the dims are named as in the equations)
+    H: int
+    P: int  # 0 without a projection
+    ragged: bool  # packed data: sequences of different lengths
+    training: bool  # grad mode is on and an operand needs a gradient
+    transform: str | None  # what is being done to torch itself, see transforms.active
+
+
+class Backend(Protocol):
+    """One way to run a scan; a module of ``fused_rnn.backends`` is one.
+
+    ``batch_sizes`` is None for dense data; for packed data it is an int64 CPU tensor of shape (T,), as in
+    :class:`torch.nn.utils.rnn.PackedSequence`. With ``reverse`` each sequence is scanned from its own last step to its first;
+    ``y`` stays in the order of time, and the final states are those after the last scanned step.
+    """
+
+    name: str
+    # Whether forward checks ranks, sizes, dtypes and devices itself, and takes any strides.
+    checks_operands: bool
+
+    def available(self) -> str | None:
+        """Return None, or the reason why nothing can run on this backend."""
+
+    def supports(self, problem: Problem) -> str | None:
+        """Return None, or the reason why this problem cannot."""
+
+    def forward(
+        self,
+        cell: str,
+        inputs: Inputs,
+        batch_sizes: Tensor | None,
+        reverse: bool,
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """Return y (T, N, R) | (rows, R), h_n (N, R), c_n (N, H) | None, and what backward needs besides."""
+
+    def backward(
+        self,
+        cell: str,
+        inputs: Inputs,
+        batch_sizes: Tensor | None,
+        reverse: bool,
+        y: Tensor,
+        saved: tuple[Tensor, ...],
+        dy: Tensor | None,
+        dh_n: Tensor | None,
+        dc_n: Tensor | None,
+        needs: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the order of Inputs, None where ``needs`` is False."""
+
+
+class Selection(NamedTuple):
+    """Which backend runs a problem, and why those before it do not."""
+
+    backend: Backend | None  # None: torch's own operator
+    refusals: dict[str, str]

@@ -1,0 +1,134 @@
+"""The reference backend: a scan over the equations of ``cells.py``, differentiated by autograd.
+
+Slow, and right for every dtype, device and transform that plain torch is right for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fused_rnn.backends import Inputs, Problem
+from fused_rnn.cells import CELLS, State, Weights
+
+name = "reference"
+checks_operands = False
+
+# Kernels keep states and sums of these in float32, and so does the specification.
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def available() -> str | None:
+    """Return None: plain torch is always there."""
+    return None
+
+
+def supports(problem: Problem) -> str | None:
+    """Return None: every problem is taken."""
+    return None
+
+
+def forward(
+    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool
+) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
+    """Scan one layer in one direction; nothing is saved, the result carries autograd's own graph.
+
+    Shape:
+        - y: (T, N, R), or (rows, R) for packed data
+        - h_n: (N, R), c_n: (N, H) or None
+    """
+    dtype = inputs.x.dtype
+    if dtype in _HALF:
+        inputs = Inputs(*(t if t is None else t.float() for t in inputs))
+    scan = _scan_dense if batch_sizes is None else _scan_packed
+    y, state = scan(cell, inputs, batch_sizes, reverse)
+    c_n = None if state.c is None else state.c.to(dtype)
+    return y.to(dtype), state.h.to(dtype), c_n, ()
+
+
+def _scan_dense(
+    cell: str, inputs: Inputs, batch_sizes: None, reverse: bool
+) -> tuple[Tensor, State]:
+    step = CELLS[cell].step
+    state, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
+    steps = inputs.x.unbind(0)
+    y = []
+    for x in reversed(steps) if reverse else steps:
+        state = step(x, state, weights)
+        y.append(state.h)
+    return torch.stack(y[::-1] if reverse else y), state
+
+
+def _scan_packed(
+    cell: str, inputs: Inputs, batch_sizes: Tensor, reverse: bool
+) -> tuple[Tensor, State]:
+    step = CELLS[cell].step
+    first, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
+    sizes = batch_sizes.tolist()
+    steps = inputs.x.split(sizes)
+    y, ended = [], []
+    # Sequences stand longest first: forwards the last rows drop out one by one, in reverse they come in one by one.
+    state = _rows(first, 0, sizes[-1] if reverse else sizes[0])
+    for x in reversed(steps) if reverse else steps:
+        running, n = len(state.h), len(x)
+        if n < running:
+            ended.append(_rows(state, n, running))
+            state = _rows(state, 0, n)
+        elif n > running:
+            state = _join([state, _rows(first, running, n)])
+        state = step(x, state, weights)
+        y.append(state.h)
+    return torch.cat(y[::-1] if reverse else y), _join([state, *reversed(ended)])
+
+
+def _rows(state: State, start: int, stop: int) -> State:
+    return State(*(s if s is None else s[start:stop] for s in state))
+
+
+def _join(states: list[State]) -> State:
+    if len(states) == 1:
+        return states[0]
+    return State(*(s[0] if s[0] is None else torch.cat(s) for s in zip(*states, strict=True)))
+
+
+def backward(
+    cell: str,
+    inputs: Inputs,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    y: Tensor,
+    saved: tuple[Tensor, ...],
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Differentiate a scan by running it again; differentiable itself where grad mode is on.
+
+    Returns:
+        The gradients in the order of :class:`Inputs`, None where ``needs`` is False.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Where one input was computed from another (h0 from x, say), autograd.grad would follow that path too and count it
+        # a second time; an alias of each input ends it here.
+        aliases = Inputs(*map(_alias, inputs, needs))
+        results = forward(cell, aliases, batch_sizes, reverse, True)[:3]
+        used = [(r, d) for r, d in zip(results, (dy, dh_n, dc_n), strict=True) if d is not None]
+        gradients = iter(
+            torch.autograd.grad(
+                [r for r, _ in used],
+                [t for t, need in zip(aliases, needs, strict=True) if need],
+                [d for _, d in used],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+    return tuple(next(gradients) if need else None for need in needs)
+
+
+def _alias(tensor: Tensor | None, need: bool) -> Tensor | None:
+    if tensor is None or not need:
+        return tensor
+    alias = tensor.view_as(tensor)
+    return alias if alias.requires_grad else alias.requires_grad_()

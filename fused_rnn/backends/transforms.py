@@ -1,0 +1,45 @@
+"""What is being done to torch itself while a layer runs: transforms, modes, tracing.
+
+A kernel computes plain numbers. Where torch calls are being batched, differentiated forwards, recast, traced or intercepted,
+only code made of torch's own operators does the right thing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch._C import _is_any_autocast_enabled, _is_tracing, _len_torch_dispatch_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
+from torch.autograd import forward_ad
+
+__all__ = ["ONLY_REFERENCE", "active"]
+
+VMAP = "vmap"
+FORWARD_AD = "forward-mode AD"
+AUTOCAST = "autocast"
+
+# torch's own recurrent operators have no rule for these (not all of them, not for every dtype).
+ONLY_REFERENCE = frozenset({VMAP, FORWARD_AD})
+
+
+def active() -> str | None:
+    """Return the name of what is active, or None. On the path of every call: each test is one C call."""
+    if peek_interpreter_stack() is not None:
+        return _functorch()
+    if forward_ad._current_level >= 0:
+        return FORWARD_AD
+    if _is_any_autocast_enabled():
+        return AUTOCAST
+    if _len_torch_dispatch_stack():
+        return "a TorchDispatchMode"
+    if _is_tracing():
+        return "torch.jit.trace"
+    return None
+
+
+def _functorch() -> str:
+    kinds = {interpreter.key() for interpreter in get_interpreter_stack()}
+    if TransformType.Vmap in kinds:
+        return VMAP
+    if TransformType.Jvp in kinds:
+        return FORWARD_AD
+    return "a torch.func transform"

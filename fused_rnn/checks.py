@@ -1,0 +1,227 @@
+"""Which operands a kernel may see: plain tensors of the right shapes, of one dtype, on one device.
+
+A check that says no is not yet an error: torch.nn has its own words for most mistakes, and its own ways with some oddities. What
+is raised from here is only what torch.nn would not notice: it may read past the end of a weight of the wrong shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from fused_rnn.cells import CELLS
+
+__all__ = [
+    "Row",
+    "Stack",
+    "cell_fits",
+    "check_batch_sizes",
+    "check_weights",
+    "foreign",
+    "misfit",
+]
+
+# One layer and direction: w_ih, w_hh[, b_ih, b_hh][, w_hr].
+Row = Sequence[Tensor]
+
+# A subclass may mean anything by its operations; of these two it is known.
+_PLAIN = frozenset({Tensor, Parameter})
+
+
+class Stack(NamedTuple):
+    """The sizes of a stack of layers."""
+
+    cell: str
+    input_size: int
+    hidden_size: int
+    proj_size: int  # 0 without a projection
+    layers: int
+    directions: int
+    bias: bool
+
+    @classmethod
+    def of(cls, cell: str, rows: Sequence[Row], bidirectional: bool) -> Stack:
+        """Return the stack that these weights make, going by the first layer's.
+
+        Raises:
+            RuntimeError: if they make none.
+        """
+        directions = 2 if bidirectional else 1
+        if not rows or len(rows) % directions:
+            raise RuntimeError(
+                f"expected weights for {directions} directions per layer, got {len(rows)} rows"
+            )
+        row = rows[0]
+        if len(row) not in ((2, 3, 4, 5) if CELLS[cell].has_cell_state else (2, 4)):
+            raise RuntimeError(
+                f"{cell}: unexpected number of weights for one direction: {len(row)}"
+            )
+        for w in row[:2]:
+            if w.dim() != 2:
+                raise RuntimeError(f"{cell}: w_ih and w_hh should be 2-D, got {w.dim()}-D")
+        proj_size = row[-1].shape[0] if len(row) % 2 else 0
+        return cls(
+            cell,
+            row[0].shape[1],
+            row[1].shape[0] // CELLS[cell].gates,
+            proj_size,
+            len(rows) // directions,
+            directions,
+            len(row) >= 4,
+        )
+
+
+@lru_cache(maxsize=256)
+def _weight_shapes(stack: Stack) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    cell, input_size, h, p, layers, directions, bias = stack
+    rows, r = CELLS[cell].gates * h, p or h
+    shapes: list[tuple[tuple[int, ...], ...]] = []
+    for layer in range(layers):
+        w_ih = (rows, r * directions if layer else input_size)
+        biases = ((rows,), (rows,)) if bias else ()
+        projection = ((p, h),) if p else ()
+        shapes += [(w_ih, (rows, r), *biases, *projection)] * directions
+    return tuple(shapes)
+
+
+def foreign(x: object, h0: object, c0: object, rows: Sequence[Sequence[object]]) -> str | None:
+    """Return None if all operands are plain tensors (a state may be None), or the reason why not."""
+    if type(x) not in _PLAIN:
+        return f"the input is a {type(x).__name__}"
+    for state in (h0, c0):
+        if state is not None and type(state) not in _PLAIN:
+            return f"an initial state is a {type(state).__name__}"
+    for row in rows:
+        for w in row:
+            if type(w) not in _PLAIN:
+                return f"a weight is a {type(w).__name__}"
+    return None
+
+
+def misfit(
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    n: int,
+    weight: Tensor,
+    any_dtype: bool,
+) -> str | None:
+    """Return None if the input and the states fit together and to the first weight, or the reason why not.
+
+    Args:
+        stack: the sizes
+        x: (T, N, I), or (rows, I) for packed data
+        h0, c0: (L*D, N, R), (L*D, N, H), or None
+        n: the number of sequences
+        weight: whose dtype and device count
+        any_dtype: whether dtypes may differ, as under autocast
+    """
+    dtype, device = weight.dtype, weight.device
+    if x.shape[-1] != stack.input_size:
+        return f"the input has {x.shape[-1]} features instead of {stack.input_size}"
+    if not x.shape[0]:
+        return "the sequence is empty"
+    if x.device != device or (x.dtype is not dtype and not any_dtype):
+        return f"the input is {x.dtype} on {x.device}, the weights are {dtype} on {device}"
+    states, h = stack.layers * stack.directions, stack.hidden_size
+    for name, state, size in (("h", h0, stack.proj_size or h), ("c", c0, h)):
+        if state is None:
+            continue
+        if state.shape != (states, n, size):
+            shape = tuple(state.shape)
+            return f"the initial {name} has shape {shape} instead of {(states, n, size)}"
+        if state.device != device or (state.dtype is not dtype and not any_dtype):
+            where = f"{state.dtype} on {state.device}"
+            return f"the initial {name} is {where}, the weights are {dtype} on {device}"
+    return None
+
+
+def check_weights(
+    stack: Stack,
+    rows: Sequence[Row],
+    any_dtype: bool,
+    names: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Check the weights of a stack against its sizes and against each other.
+
+    Raises:
+        RuntimeError: if a weight has the wrong shape, or not the dtype and device of the first one.
+    """
+    dtype, device = rows[0][0].dtype, rows[0][0].device
+    shapes = _weight_shapes(stack)
+    if len(rows) != len(shapes):
+        raise RuntimeError(f"expected {len(shapes)} rows of weights, got {len(rows)}")
+    for k, (row, row_shapes) in enumerate(zip(rows, shapes, strict=True)):
+        if len(row) != len(row_shapes):
+            raise RuntimeError(f"expected {len(row_shapes)} weights in row {k}, got {len(row)}")
+        for i, (w, shape) in enumerate(zip(row, row_shapes, strict=True)):
+            if w.shape != shape or w.device != device or (w.dtype is not dtype and not any_dtype):
+                raise RuntimeError(
+                    f"{names[k][i] if names else f'weights[{k}][{i}]'} should be {shape}, {dtype}, on "
+                    f"{device}; it is {tuple(w.shape)}, {w.dtype}, on {w.device}"
+                )
+
+
+def check_batch_sizes(x: Tensor, batch_sizes: Tensor) -> list[int]:
+    """Return the batch sizes of packed data as numbers.
+
+    Raises:
+        RuntimeError: if they are not those of a packed sequence, or not of this one.
+    """
+    if (
+        batch_sizes.device.type != "cpu"
+        or batch_sizes.dtype != torch.int64
+        or batch_sizes.dim() != 1
+    ):
+        raise RuntimeError(
+            "batch_sizes should be a 1-D int64 tensor on the CPU, got "
+            f"{batch_sizes.dim()}-D {batch_sizes.dtype} on {batch_sizes.device}"
+        )
+    sizes = batch_sizes.tolist()
+    if not sizes or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+        raise RuntimeError(f"batch_sizes should be positive and never increase, got {sizes}")
+    if sum(sizes) != x.shape[0]:
+        raise RuntimeError(
+            f"batch_sizes add up to {sum(sizes)}, but the packed data has {x.shape[0]} rows"
+        )
+    return sizes
+
+
+def cell_fits(
+    gates: int, x: Tensor, h: Tensor, c: Tensor | None, w_ih: Tensor, w_hh: Tensor,
+    b_ih: Tensor | None, b_hh: Tensor | None,
+) -> bool:  # fmt: skip
+    """Return whether the operands of a single step fit together. On the path of every step: no loop, no message."""
+    if type(x) not in _PLAIN or type(h) not in _PLAIN:
+        return False
+    if type(w_ih) not in _PLAIN or type(w_hh) not in _PLAIN:
+        return False
+    shape = h.shape
+    if x.dim() != 2 or len(shape) != 2:
+        return False
+    n, i = x.shape
+    n_h, size = shape
+    rows = gates * size
+    dtype, device = x.dtype, x.device
+    if n != n_h or w_ih.shape != (rows, i) or w_hh.shape != (rows, size):
+        return False
+    if h.dtype is not dtype or w_ih.dtype is not dtype or w_hh.dtype is not dtype:
+        return False
+    if h.device != device or w_ih.device != device or w_hh.device != device:
+        return False
+    if c is not None and (
+        type(c) not in _PLAIN or c.shape != shape or c.dtype is not dtype or c.device != device
+    ):
+        return False
+    if b_ih is None or b_hh is None:
+        return b_ih is b_hh
+    return (
+        type(b_ih) in _PLAIN and b_ih.shape == (rows,) and b_ih.dtype is dtype and b_ih.device == device
+        and type(b_hh) in _PLAIN and b_hh.shape == (rows,) and b_hh.dtype is dtype and b_hh.device == device
+    )  # fmt: skip

@@ -1,0 +1,222 @@
+"""What makes a module a drop-in: how a call reaches the kernels, or torch.nn's own forward.
+
+Constructors, parameters, argument checks and their messages are torch.nn's, inherited or borrowed.
+A call that is not plainly legal goes to torch.nn's own forward, which finds the words for what is
+wrong with it, or has its own ways with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CellType, FunctionType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.utils.rnn import PackedSequence
+
+from fused_rnn.backends import torch_ran, transforms
+from fused_rnn.cells import CELLS
+from fused_rnn.checks import Stack, check_batch_sizes, check_weights, foreign, misfit
+from fused_rnn.stack import CELL_MISFIT, run_cell, run_stack
+
+__all__ = ["Cell", "Layers", "borrow"]
+
+_RANKS = "the arguments are not tensors of the right ranks"
+
+
+class _DropIn(nn.Module):
+    _torch: ClassVar[type[nn.Module]]  # the class of torch.nn that this one stands in for
+
+    def _by_torch(self, input: Any, hx: Any, reason: str) -> Any:
+        for argument in (input, hx, *(hx if isinstance(hx, (tuple, list)) else ())):
+            if isinstance(argument, Proxy):
+                # torch.fx does not trace into modules of torch.nn; it knows them by their address.
+                path = argument.tracer.path_of_module(self)
+                return argument.tracer.create_proxy("call_module", path, (input, hx), {})
+        result = self._torch.forward(self, input, hx)
+        torch_ran(reason)
+        return result
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what torch.jit.script compiles in our place: the torch.nn module of the same state."""
+        if "_torch" not in vars(type(self)):  # a user's subclass, whose forward may be another
+            return self
+        twin = self._torch.__new__(self._torch)
+        object.__setattr__(twin, "__dict__", self.__dict__)
+        return twin
+
+
+class Layers(_DropIn, nn.RNNBase):
+    """What LSTM, GRU and RNN have in common.
+
+    They descend from :class:`torch.nn.RNNBase` and not from :class:`torch.nn.LSTM` and its sisters,
+    since TorchDynamo refuses every instance of those.
+    """
+
+    _torch: ClassVar[type[nn.RNNBase]]
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
+        """Run the layers over a sequence, or a batch of them."""
+        if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                return self._torch.forward(self, input, hx)
+            return _outside_the_graph(self, input, hx)
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        return self._forward_dense(input, hx)
+
+    def _forward_dense(self, input: Tensor, hx: Any) -> tuple[Any, Any]:
+        states = self._states(hx)
+        rank = input.dim() if isinstance(input, Tensor) else 0
+        if states is None or rank not in (2, 3):
+            return self._by_torch(input, hx, _RANKS)
+        h0, c0 = states
+        if rank == 3:
+            x = input.transpose(0, 1) if self.batch_first else input
+        else:
+            x = input.unsqueeze(1)
+            if h0 is not None:
+                if h0.dim() != 2 or (c0 is not None and c0.dim() != 2):
+                    return self._by_torch(input, hx, _RANKS)
+                h0, c0 = h0.unsqueeze(1), c0 if c0 is None else c0.unsqueeze(1)
+
+        result = self._run(x, h0, c0, None)
+        if isinstance(result, str):
+            return self._by_torch(input, hx, result)
+        y, h_n, c_n = result
+        if rank == 2:
+            y, h_n, c_n = y.squeeze(1), h_n.squeeze(1), c_n if c_n is None else c_n.squeeze(1)
+        elif self.batch_first:
+            y = y.transpose(0, 1)
+        return y, h_n if c_n is None else (h_n, c_n)
+
+    def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[Any, Any]:
+        x, batch_sizes, sorted_indices, unsorted_indices = input
+        if self._states(hx) is None or x.dim() != 2:
+            return self._by_torch(input, hx, _RANKS)
+        permuted = hx if hx is None else self.permute_hidden(hx, sorted_indices)
+        h0, c0 = self._states(permuted)
+        result = self._run(x, h0, c0, batch_sizes)
+        if isinstance(result, str):
+            # torch.nn.LSTM checks nothing of a packed input: a mistake surfaces wherever it may.
+            if permuted is None:
+                self.check_input(x, batch_sizes)
+            else:
+                self.check_forward_args(x, permuted, batch_sizes)
+            return self._by_torch(input, hx, result)
+        y, h_n, c_n = result
+        output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+        return output, self.permute_hidden(h_n if c_n is None else (h_n, c_n), unsorted_indices)
+
+    def _states(self, hx: Any) -> tuple[Tensor | None, Tensor | None] | None:
+        """Return h and c, each None for zeros, or None if ``hx`` is something else altogether."""
+        if hx is None:
+            return None, None
+        return (hx, None) if isinstance(hx, Tensor) else None
+
+    def _run(
+        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, batch_sizes: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None] | str:
+        """Run the layers, or return the reason why these operands are torch.nn's business."""
+        rows = self._weights()
+        reason = foreign(x, h0, c0, rows)
+        if reason is not None:
+            return reason
+        stack = Stack(
+            self.mode.lower(),
+            self.input_size,
+            self.hidden_size,
+            self.proj_size,
+            self.num_layers,
+            2 if self.bidirectional else 1,
+            self.bias,
+        )
+        n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
+        any_dtype = transforms.active() == transforms.AUTOCAST
+        reason = misfit(stack, x, h0, c0, n, rows[0][0], any_dtype)
+        if reason is not None:
+            return reason
+        check_weights(stack, rows, any_dtype, self._all_weights)
+        return run_stack(stack, x, h0, c0, rows, batch_sizes, n, self.dropout, self.training)
+
+    def _weights(self) -> list[list[Any]]:
+        """Return the weights of each layer and direction.
+
+        Each is read once: reading a parametrized weight computes it.
+        """
+        parameters = self._parameters
+        rows = []
+        for names in self._all_weights:
+            row = []
+            for name in names:
+                # nn.Module.__getattr__ would look here too, and take a microsecond for it.
+                weight = parameters.get(name)
+                row.append(getattr(self, name, None) if weight is None else weight)
+            rows.append(row)
+        return rows
+
+
+@torch._disable_dynamo
+def _outside_the_graph(layers: Layers, input: Any, hx: Any) -> Any:
+    """Run with a break of the graph around, as TorchDynamo makes it for every layer of torch.nn.
+
+    Traced into, the layers would be unrolled to thousands of nodes.
+    """
+    return layers.forward(input, hx)
+
+
+def borrow(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Return the constructor of a torch.nn layer as if it were written in :class:`Layers`.
+
+    A function that says ``super()`` remembers the class it was written in, and works in no other.
+    """
+    return FunctionType(
+        constructor.__code__,
+        constructor.__globals__,
+        constructor.__name__,
+        constructor.__defaults__,
+        (CellType(Layers),),
+    )
+
+
+class Cell(_DropIn, nn.RNNCellBase):
+    """What LSTMCell, GRUCell and RNNCell have in common."""
+
+    def _step(
+        self, cell: str | None, x: Any, h: Any, c: Any, zeros: bool
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Run a step from h and c, or from zeros; return None if it is torch.nn's business."""
+        if cell is None or not isinstance(x, Tensor):
+            return None
+        rank = x.dim()
+        if rank == 1:
+            x = x.unsqueeze(0)
+            if not zeros:
+                if not isinstance(h, Tensor) or not (c is None or isinstance(c, Tensor)):
+                    return None
+                h, c = h.unsqueeze(0), c if c is None else c.unsqueeze(0)
+        if zeros:
+            h = x.new_zeros(x.shape[0], self.hidden_size)
+            c = h if CELLS[cell].has_cell_state else None
+        state = run_cell(cell, x, h, c, *self._weights())
+        if rank == 1 and state is not None:
+            h, c = state
+            return h.squeeze(0), c if c is None else c.squeeze(0)
+        return state
+
+    def _weights(self) -> tuple[Any, Any, Any, Any]:
+        parameters = self._parameters
+        try:
+            return (
+                parameters["weight_ih"],
+                parameters["weight_hh"],
+                parameters["bias_ih"],
+                parameters["bias_hh"],
+            )
+        except KeyError:  # parametrized, or replaced by a plain tensor
+            return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+    def _not_fitting(self, input: Any, hx: Any) -> Any:
+        return self._by_torch(input, hx, CELL_MISFIT)

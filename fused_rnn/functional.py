@@ -1,0 +1,276 @@
+"""The recurrent layers and cells as functions: layers, directions, dropout and packing over scans.
+
+This is the one place that knows how a stack of layers is made of scans; :mod:`fused_rnn.modules` puts parameters and
+torch.nn's argument checks on top of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fused_rnn.backends import torch_ran, transforms
+from fused_rnn.checks import (
+    Row,
+    Stack,
+    check_batch_sizes,
+    check_weights,
+    foreign,
+    misfit,
+)
+from fused_rnn.stack import CELL_MISFIT, run_cell, run_stack, torch_cell, torch_stack
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Row],
+    *,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    r"""Apply a multi-layer long short-term memory (LSTM) to an input sequence.
+
+    See :class:`torch.nn.LSTM` for the equations. The number of layers, their sizes, biases and
+    projections follow from the weights.
+
+    Args:
+        input: the input sequence, or the data of a
+            :class:`~torch.nn.utils.rnn.PackedSequence`
+        hx: the initial hidden and cell state; ``None`` for zeros
+        weights: ``(w_ih, w_hh[, b_ih, b_hh][, w_hr])`` for each layer and direction, as in the
+            ``all_weights`` of a module
+        bidirectional: whether the weights come in pairs, one for each direction. Default: ``False``
+        dropout: probability of an element being zeroed between layers. Default: 0
+        training: whether dropout is applied. Default: ``False``
+        batch_first: whether ``input`` and output are (N, T, \*) instead of (T, N, \*). Default: ``False``
+        batch_sizes: the ``batch_sizes`` of a packed sequence. Default: ``None``
+
+    Shape:
+        - input: :math:`(T, N, I)`, or :math:`(\sum \text{batch\_sizes}, I)` for packed data
+        - hx: :math:`(L \cdot D, N, R)` and :math:`(L \cdot D, N, H)` for :math:`L` layers and
+          :math:`D` directions, where :math:`R` is the projected size or :math:`H`; in the order
+          of the packed data
+        - output: :math:`(T, N, D \cdot R)`, or :math:`(\sum \text{batch\_sizes}, D \cdot R)`, and the
+          final states in the shapes of ``hx``
+
+    Raises:
+        RuntimeError: if the operands do not fit together.
+
+    Examples::
+
+        >>> rnn = torch.nn.LSTM(10, 20, num_layers=2)
+        >>> input = torch.randn(5, 3, 10)
+        >>> output, (hn, cn) = fused_rnn.functional.lstm(input, None, rnn.all_weights)
+        >>> output.shape
+        torch.Size([5, 3, 20])
+    """
+    h0, c0 = (None, None) if hx is None else hx
+    output, h_n, c_n = _checked_stack(
+        "lstm", input, h0, c0, weights, bidirectional, dropout, training, batch_first, batch_sizes
+    )
+    return output, (h_n, c_n)
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Row],
+    *,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Apply a multi-layer gated recurrent unit (GRU) to an input sequence.
+
+    See :class:`torch.nn.GRU` for the equations and :func:`lstm` for the arguments; the state is one
+    tensor, and there are no projections.
+
+    Examples::
+
+        >>> rnn = torch.nn.GRU(10, 20, bidirectional=True)
+        >>> input = torch.randn(5, 3, 10)
+        >>> output, hn = fused_rnn.functional.gru(
+        ...     input, None, rnn.all_weights, bidirectional=True
+        ... )
+        >>> output.shape
+        torch.Size([5, 3, 40])
+    """
+    return _checked_stack(
+        "gru", input, hx, None, weights, bidirectional, dropout, training, batch_first, batch_sizes
+    )[:2]
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Row],
+    nonlinearity: str = "tanh",
+    *,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Apply a multi-layer plain recurrent network, with tanh or ReLU, to an input sequence.
+
+    See :class:`torch.nn.RNN` for the equations and :func:`lstm` for the arguments; the state is one
+    tensor, and there are no projections.
+
+    Args:
+        nonlinearity: ``'tanh'`` or ``'relu'``. Default: ``'tanh'``
+
+    Examples::
+
+        >>> rnn = torch.nn.RNN(10, 20, nonlinearity="relu")
+        >>> input = torch.randn(5, 3, 10)
+        >>> output, hn = fused_rnn.functional.rnn(input, None, rnn.all_weights, "relu")
+    """
+    return _checked_stack(
+        _rnn_name(nonlinearity), input, hx, None, weights, bidirectional, dropout, training,
+        batch_first, batch_sizes,
+    )[:2]  # fmt: skip
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Apply one step of a long short-term memory.
+
+    See :class:`torch.nn.LSTMCell` for the equations.
+
+    Shape:
+        - input: :math:`(N, I)`
+        - hx, and the result: hidden and cell state, each :math:`(N, H)`
+        - w_ih, w_hh: :math:`(4H, I)` and :math:`(4H, H)`; b_ih, b_hh: :math:`(4H)`
+
+    Examples::
+
+        >>> cell = torch.nn.LSTMCell(10, 20)
+        >>> hx = torch.zeros(3, 20), torch.zeros(3, 20)
+        >>> h, c = fused_rnn.functional.lstm_cell(torch.randn(3, 10), hx, *cell.parameters())
+    """
+    h, c = hx
+    return _checked_cell("lstm", input, h, c, w_ih, w_hh, b_ih, b_hh)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    r"""Apply one step of a gated recurrent unit.
+
+    See :class:`torch.nn.GRUCell` for the equations.
+
+    Shape:
+        - input: :math:`(N, I)`
+        - hx, and the result: :math:`(N, H)`
+        - w_ih, w_hh: :math:`(3H, I)` and :math:`(3H, H)`; b_ih, b_hh: :math:`(3H)`
+
+    Examples::
+
+        >>> cell = torch.nn.GRUCell(10, 20)
+        >>> h = fused_rnn.functional.gru_cell(
+        ...     torch.randn(3, 10), torch.zeros(3, 20), *cell.parameters()
+        ... )
+    """
+    return _checked_cell("gru", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    r"""Apply one step of a plain recurrent network, with tanh or ReLU.
+
+    See :class:`torch.nn.RNNCell` for the equations.
+
+    Shape:
+        - input: :math:`(N, I)`
+        - hx, and the result: :math:`(N, H)`
+        - w_ih, w_hh: :math:`(H, I)` and :math:`(H, H)`; b_ih, b_hh: :math:`(H)`
+
+    Examples::
+
+        >>> cell = torch.nn.RNNCell(10, 20)
+        >>> h = fused_rnn.functional.rnn_cell(
+        ...     torch.randn(3, 10), torch.zeros(3, 20), *cell.parameters()
+        ... )
+    """
+    name = _rnn_name(nonlinearity)
+    return _checked_cell(name, input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def _rnn_name(nonlinearity: str) -> str:
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    return f"rnn_{nonlinearity}"
+
+
+def _checked_cell(
+    cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    state = run_cell(cell, x, h, c, *weights)
+    if state is None:
+        state = torch_cell(cell, x, h, c, *weights)
+        torch_ran(CELL_MISFIT)
+    return state
+
+
+def _checked_stack(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    rows: Sequence[Row],
+    bidirectional: bool,
+    dropout: float,
+    training: bool,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    stack = Stack.of(cell, rows, bidirectional)
+    if x.dim() != (3 if batch_sizes is None else 2):
+        raise RuntimeError(
+            f"{cell}: the input should be 3-D, or 2-D with batch_sizes, got {x.dim()}-D"
+        )
+    batch_first = batch_first and batch_sizes is None
+    if batch_first:
+        x = x.transpose(0, 1)
+    reason = foreign(x, h0, c0, rows)
+    if reason is None:
+        n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
+        any_dtype = transforms.active() == transforms.AUTOCAST
+        check_weights(stack, rows, any_dtype)
+        mistake = misfit(stack, x, h0, c0, n, rows[0][0], any_dtype)
+        if mistake is not None:
+            raise RuntimeError(f"{cell}: {mistake}")
+        y, h_n, c_n = run_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
+    else:
+        n = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        y, h_n, c_n = torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
+        torch_ran(reason)
+    return y.transpose(0, 1) if batch_first else y, h_n, c_n

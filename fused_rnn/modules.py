@@ -1,0 +1,261 @@
+"""The modules: torch.nn's own, with another forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fused_rnn.dropin import Cell, Layers, borrow
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+
+
+class LSTM(Layers):
+    r"""__init__(input_size,hidden_size,num_layers=1,bias=True,batch_first=False,dropout=0.0,bidirectional=False,proj_size=0,device=None,dtype=None)
+
+    Apply a multi-layer long short-term memory (LSTM) to an input sequence: a drop-in for
+    :class:`torch.nn.LSTM`.
+
+    Arguments, inputs, outputs, parameters, initial values and errors are those of
+    :class:`torch.nn.LSTM`, and state_dicts go both ways. What no kernel takes runs
+    ``torch.nn.LSTM``'s own forward; :func:`fused_rnn.explain` tells which ran.
+
+    Beyond :class:`torch.nn.LSTM`: gradients of gradients, :func:`torch.func.vmap` and forward-mode
+    AD work for every dtype, a packed sequence is checked like any other input, and a parametrized
+    weight is computed once per call.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size:
+            see :class:`torch.nn.LSTM`
+
+    Inputs: input, (h_0, c_0)
+        * **input**: tensor of shape :math:`(L, H_{in})`, :math:`(L, N, H_{in})`, or
+          :math:`(N, L, H_{in})` when ``batch_first=True``, or a
+          :class:`~torch.nn.utils.rnn.PackedSequence`
+        * **h_0**, **c_0**: tensors of shape :math:`(D * \text{num\_layers}, N, H_{out})` and
+          :math:`(D * \text{num\_layers}, N, H_{cell})`, without :math:`N` for unbatched input.
+          Default to zeros.
+
+    Outputs: output, (h_n, c_n)
+        * **output**: :math:`(L, D * H_{out})`, :math:`(L, N, D * H_{out})`, or
+          :math:`(N, L, D * H_{out})` when ``batch_first=True``, or a packed sequence
+        * **h_n**, **c_n**: the final states, in the shapes of the initial ones
+
+    .. note::
+        The backward pass reads ``output``, so that changing it in place before is an error.
+
+    Examples::
+
+        >>> rnn = fused_rnn.LSTM(10, 20, 2)
+        >>> input = torch.randn(5, 3, 10)
+        >>> h0 = torch.randn(2, 3, 20)
+        >>> c0 = torch.randn(2, 3, 20)
+        >>> output, (hn, cn) = rnn(input, (h0, c0))
+        >>> output.shape
+        torch.Size([5, 3, 20])
+    """
+
+    _torch = nn.LSTM
+
+    __init__ = borrow(nn.LSTM.__init__)
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+
+    def _states(self, hx: Any) -> tuple[Tensor | None, Tensor | None] | None:
+        if hx is None:
+            return None, None
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+            return None
+        h, c = hx
+        return (h, c) if isinstance(h, Tensor) and isinstance(c, Tensor) else None
+
+
+class GRU(Layers):
+    r"""__init__(input_size,hidden_size,num_layers=1,bias=True,batch_first=False,dropout=0.0,bidirectional=False,device=None,dtype=None)
+
+    Apply a multi-layer gated recurrent unit (GRU) to an input sequence: a drop-in for
+    :class:`torch.nn.GRU`.
+
+    Arguments, inputs, outputs, parameters, initial values and errors are those of
+    :class:`torch.nn.GRU`, and state_dicts go both ways. What no kernel takes runs
+    ``torch.nn.GRU``'s own forward; :func:`fused_rnn.explain` tells which ran.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional:
+            see :class:`torch.nn.GRU`
+
+    Inputs: input, h_0
+        * **input**: tensor of shape :math:`(L, H_{in})`, :math:`(L, N, H_{in})`, or
+          :math:`(N, L, H_{in})` when ``batch_first=True``, or a
+          :class:`~torch.nn.utils.rnn.PackedSequence`
+        * **h_0**: tensor of shape :math:`(D * \text{num\_layers}, N, H_{out})`, without :math:`N`
+          for unbatched input. Defaults to zeros.
+
+    Outputs: output, h_n
+        * **output**: :math:`(L, D * H_{out})`, :math:`(L, N, D * H_{out})`, or
+          :math:`(N, L, D * H_{out})` when ``batch_first=True``, or a packed sequence
+        * **h_n**: the final state, in the shape of the initial one
+
+    .. note::
+        The backward pass reads ``output``, so that changing it in place before is an error.
+
+    Examples::
+
+        >>> rnn = fused_rnn.GRU(10, 20, 2)
+        >>> input = torch.randn(5, 3, 10)
+        >>> h0 = torch.randn(2, 3, 20)
+        >>> output, hn = rnn(input, h0)
+        >>> hn.shape
+        torch.Size([2, 3, 20])
+    """
+
+    _torch = nn.GRU
+
+    __init__ = borrow(nn.GRU.__init__)
+
+
+class RNN(Layers):
+    r"""__init__(input_size,hidden_size,num_layers=1,nonlinearity='tanh',bias=True,batch_first=False,dropout=0.0,bidirectional=False,device=None,dtype=None)
+
+    Apply a multi-layer plain recurrent network, with tanh or ReLU, to an input sequence: a drop-in
+    for :class:`torch.nn.RNN`.
+
+    Arguments, inputs, outputs, parameters, initial values and errors are those of
+    :class:`torch.nn.RNN`, and state_dicts go both ways. What no kernel takes runs
+    ``torch.nn.RNN``'s own forward; :func:`fused_rnn.explain` tells which ran.
+
+    Args:
+        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional:
+            see :class:`torch.nn.RNN`
+
+    Inputs: input, h_0
+        as in :class:`GRU`
+
+    Outputs: output, h_n
+        as in :class:`GRU`
+
+    .. note::
+        The backward pass reads ``output``, so that changing it in place before is an error.
+
+    Examples::
+
+        >>> rnn = fused_rnn.RNN(10, 20, nonlinearity="relu", batch_first=True)
+        >>> output, hn = rnn(torch.randn(3, 5, 10))
+        >>> output.shape
+        torch.Size([3, 5, 20])
+    """
+
+    _torch = nn.RNN
+
+    __init__ = borrow(nn.RNN.__init__)
+
+
+class LSTMCell(Cell, nn.LSTMCell):
+    r"""A long short-term memory (LSTM) cell: a drop-in for :class:`torch.nn.LSTMCell`.
+
+    Arguments, inputs, outputs, parameters, initial values and errors are those of
+    :class:`torch.nn.LSTMCell`.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: see :class:`torch.nn.LSTMCell`
+
+    Inputs: input, (h_0, c_0)
+        - **input**: :math:`(N, H_{in})` or :math:`(H_{in})`
+        - **h_0**, **c_0**: :math:`(N, H_{out})` or :math:`(H_{out})`. Default to zeros.
+
+    Outputs: (h_1, c_1)
+        - **h_1**, **c_1**: the next states, in the shapes of the initial ones
+
+    Examples::
+
+        >>> rnn = fused_rnn.LSTMCell(10, 20)
+        >>> input = torch.randn(2, 3, 10)
+        >>> hx = cx = torch.zeros(3, 20)
+        >>> for x in input:
+        ...     hx, cx = rnn(x, (hx, cx))
+    """
+
+    _torch = nn.LSTMCell
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one step."""
+        if torch.compiler.is_compiling():
+            return super().forward(input, hx)
+        state = None
+        if hx is None:
+            state = self._step("lstm", input, None, None, True)
+        elif isinstance(hx, (tuple, list)) and len(hx) == 2:
+            state = self._step("lstm", input, hx[0], hx[1], False)
+        return self._not_fitting(input, hx) if state is None else state
+
+
+class GRUCell(Cell, nn.GRUCell):
+    r"""A gated recurrent unit (GRU) cell: a drop-in for :class:`torch.nn.GRUCell`.
+
+    Arguments, inputs, outputs, parameters, initial values and errors are those of
+    :class:`torch.nn.GRUCell`.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: see :class:`torch.nn.GRUCell`
+
+    Inputs: input, hidden
+        - **input**: :math:`(N, H_{in})` or :math:`(H_{in})`
+        - **hidden**: :math:`(N, H_{out})` or :math:`(H_{out})`. Defaults to zeros.
+
+    Outputs: h'
+        - **h'**: the next state, in the shape of the initial one
+
+    Examples::
+
+        >>> rnn = fused_rnn.GRUCell(10, 20)
+        >>> hx = rnn(torch.randn(3, 10), torch.zeros(3, 20))
+    """
+
+    _torch = nn.GRUCell
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step."""
+        if torch.compiler.is_compiling():
+            return super().forward(input, hx)
+        state = self._step("gru", input, hx, None, hx is None)
+        return self._not_fitting(input, hx) if state is None else state[0]
+
+
+class RNNCell(Cell, nn.RNNCell):
+    r"""A cell of the plain recurrent network, with tanh or ReLU: a drop-in for :class:`torch.nn.RNNCell`.
+
+    Arguments, inputs, outputs, parameters, initial values and errors are those of
+    :class:`torch.nn.RNNCell`.
+
+    Args:
+        input_size, hidden_size, bias, nonlinearity, device, dtype: see :class:`torch.nn.RNNCell`
+
+    Inputs: input, hidden
+        - **input**: :math:`(N, H_{in})` or :math:`(H_{in})`
+        - **hidden**: :math:`(N, H_{out})` or :math:`(H_{out})`. Defaults to zeros.
+
+    Outputs: h'
+        - **h'**: the next state, in the shape of the initial one
+
+    Examples::
+
+        >>> rnn = fused_rnn.RNNCell(10, 20, nonlinearity="relu")
+        >>> hx = rnn(torch.randn(3, 10), torch.zeros(3, 20))
+    """
+
+    _torch = nn.RNNCell
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step."""
+        if torch.compiler.is_compiling():
+            return super().forward(input, hx)
+        state = self._step(_RNN_CELLS.get(self.nonlinearity), input, hx, None, hx is None)
+        return self._not_fitting(input, hx) if state is None else state[0]
+
+
+_RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu"}

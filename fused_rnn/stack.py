@@ -1,0 +1,213 @@
+"""Stacks of layers made of scans, and single steps: what runs once the operands are known to fit.
+
+Layers, directions, dropout, packing and the choice of backends live here; the functions and the
+modules on top of it differ only in what they do about operands that do not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import _VF, Tensor
+from torch.nn.functional import dropout as drop
+
+from fused_rnn import autograd
+from fused_rnn.backends import Backend, Inputs, Problem, select, transforms
+from fused_rnn.cells import CELLS
+from fused_rnn.checks import Row, Stack, cell_fits
+
+__all__ = ["CELL_MISFIT", "run_cell", "run_stack", "torch_cell", "torch_stack"]
+
+_TORCH_LAYERS = {name: getattr(_VF, name) for name in CELLS}
+_TORCH_CELLS = {name: getattr(_VF, f"{name}_cell") for name in CELLS}
+
+# Said of a call that went to torch.nn since the operands do not plainly fit together.
+CELL_MISFIT = "its operands are not plain tensors of one dtype and device that fit together"
+
+
+def run_cell(
+    cell: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Tensor, Tensor | None] | None:
+    """Run one step, or return None where its operands do not plainly fit together.
+
+    A step is short enough for checks to be felt, and a kernel that checks its operands anyway need
+    not wait for ours: they are made where it has failed, to tell whose mistake it was.
+
+    Shape:
+        - x: (N, I); h, c and the results: (N, H)
+    """
+    try:
+        return _run_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
+    except Exception:
+        if cell_fits(CELLS[cell].gates, x, h, c, w_ih, w_hh, b_ih, b_hh):
+            raise
+        return None
+
+
+def _run_cell(
+    cell: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Tensor, Tensor | None] | None:
+    training = torch.is_grad_enabled() and (
+        w_ih.requires_grad
+        or w_hh.requires_grad
+        or x.requires_grad
+        or h.requires_grad
+        or (c is not None and c.requires_grad)
+        or (b_ih is not None and b_ih.requires_grad)
+        or (b_hh is not None and b_hh.requires_grad)
+    )
+    n, i = x.shape
+    size = h.shape[1]
+    transform = transforms.active()
+    problem = Problem(cell, x.device, x.dtype, 1, n, i, size, 0, False, training, transform)
+    backend = select(problem).backend
+    if backend is None:
+        return torch_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
+    if backend.checks_operands:
+        return autograd.step(backend, cell, training, x, h, c, w_ih, w_hh, b_ih, b_hh, None)
+    if not cell_fits(CELLS[cell].gates, x, h, c, w_ih, w_hh, b_ih, b_hh):
+        return None
+    operands = (t if t is None else t.contiguous() for t in (x, h, c, w_ih, w_hh, b_ih, b_hh))
+    return autograd.step(backend, cell, training, *operands, None)
+
+
+def torch_cell(
+    cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    if CELLS[cell].has_cell_state:
+        return _TORCH_CELLS[cell](x, (h, c), *weights)
+    return _TORCH_CELLS[cell](x, h, *weights), None
+
+
+def run_stack(
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    rows: Sequence[Row],
+    batch_sizes: Tensor | None,
+    n: int,
+    dropout: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run layers on layers of scans over operands that are known to fit together.
+
+    Shape:
+        - x: (T, N, I), or (rows, I) for packed data
+        - h0: (L*D, N, R), c0: (L*D, N, H), or None for zeros
+        - results: y (T, N, D*R) | (rows, D*R), h_n and c_n as h0 and c0
+    """
+    backends = _choose(stack, x, h0, c0, rows, batch_sizes, n)
+    if backends is None:
+        return torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
+    x = x.contiguous()
+    h0s, c0s = _initial_states(stack, x, h0, c0, n)
+    h_n: list[Tensor] = []
+    c_n: list[Tensor] = []
+    for layer, backend in enumerate(backends):
+        if layer and dropout and training:
+            x = drop(x, dropout, True)
+        y = []
+        for reverse in (False, True)[: stack.directions]:
+            k = len(h_n)
+            inputs = Inputs(x, h0s[k], c0s[k], *_operands(rows[k]))
+            y_k, h_k, c_k = autograd.scan(backend, stack.cell, inputs, batch_sizes, reverse)
+            y.append(y_k)
+            h_n.append(h_k)
+            c_n.append(c_k)
+        x = y[0] if stack.directions == 1 else torch.cat(y, -1)
+    return x, _join(h_n), None if c_n[0] is None else _join(c_n)
+
+
+def _choose(
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    rows: Sequence[Row],
+    batch_sizes: Tensor | None,
+    n: int,
+) -> list[Backend] | None:
+    """Return a backend for each layer, or None if a layer has none: torch's operator runs all or nothing."""
+    cell, i, h, p, layers, directions, _ = stack
+    steps = x.shape[0] if batch_sizes is None else len(batch_sizes)
+    ragged, transform = batch_sizes is not None, transforms.active()
+    grad = torch.is_grad_enabled()
+    needs = grad and any(t is not None and t.requires_grad for t in (x, h0, c0))
+    backends = []
+    for layer in range(layers):
+        of_layer = chain.from_iterable(rows[layer * directions : (layer + 1) * directions])
+        needs = needs or (grad and any(w.requires_grad for w in of_layer))
+        problem = Problem(cell, x.device, x.dtype, steps, n, i, h, p, ragged, needs, transform)
+        backends.append(select(problem, layer, directions).backend)
+        i = (p or h) * directions
+    return None if None in backends else backends
+
+
+def _initial_states(
+    stack: Stack, x: Tensor, h0: Tensor | None, c0: Tensor | None, n: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    h, p, states = stack.hidden_size, stack.proj_size, stack.layers * stack.directions
+    has_c = CELLS[stack.cell].has_cell_state
+    # Nobody writes to an initial state, so one tensor of zeros does for all.
+    if h0 is None:
+        h0s: Sequence[Tensor] = (x.new_zeros(n, p or h),) * states
+        c0s: Sequence[Tensor | None] = h0s if not p else (x.new_zeros(n, h),) * states
+    else:
+        h0s = [state.contiguous() for state in h0.unbind(0)]
+        c0s = [state.contiguous() for state in c0.unbind(0)] if has_c else ()
+    return h0s, c0s if has_c else (None,) * states
+
+
+def _operands(row: Row) -> tuple[Tensor | None, ...]:
+    """Return w_ih, w_hh, b_ih, b_hh, w_hr, each contiguous, or None where the row has none."""
+    weights = [w.contiguous() for w in row]
+    biases = weights[2:4] if len(weights) >= 4 else (None, None)
+    return weights[0], weights[1], *biases, weights[-1] if len(weights) % 2 else None
+
+
+def _join(states: list[Tensor]) -> Tensor:
+    return states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
+
+
+def torch_stack(
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    rows: Sequence[Row],
+    batch_sizes: Tensor | None,
+    n: int,
+    dropout: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    states, h = stack.layers * stack.directions, stack.hidden_size
+    has_c = CELLS[stack.cell].has_cell_state
+    if h0 is None:
+        h0 = x.new_zeros(states, n, stack.proj_size or h)
+        c0 = x.new_zeros(states, n, h) if has_c else None
+    hx = (h0, c0) if has_c else h0
+    flat = list(chain.from_iterable(rows))
+    how = stack.bias, stack.layers, dropout, training, stack.directions == 2
+    operator = _TORCH_LAYERS[stack.cell]
+    if batch_sizes is None:
+        y, h_n, *c_n = operator(x, hx, flat, *how, False)
+    else:
+        y, h_n, *c_n = operator(x, batch_sizes, hx, flat, *how)
+    return y, h_n, c_n[0] if has_c else None
