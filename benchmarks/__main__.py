@@ -93,7 +93,6 @@ def _measure(cases: Sequence[Case], settings: Settings, pattern: str | None) -> 
         if memory.unavailable:
             run.settings["peak_memory"] = f"not measured: {memory.unavailable}"
     run.rates["end"] = machine.measure_rates(rate_seconds)
-    run.other_work = harness.other_work.fractions()
     run.verdicts = judge(run.results, run.sgemm_gflops)
     run.seconds = round(time.perf_counter() - start, 1)
     return run, interrupted

@@ -45,6 +45,7 @@ class CaseResult:
     case: Case
     peers: dict[str, PeerResult] = field(default_factory=dict)
     failure: str | None = None
+    other_work: dict[str, float] = field(default_factory=dict)  # while it was timed
 
     def seconds(self, peer: str) -> float | None:
         """Median seconds per call, or None where the peer was not timed."""
@@ -77,7 +78,6 @@ class Harness:
     def __init__(self, settings: Settings, memory: PeakMemory) -> None:
         self._settings = settings
         self._memory = memory
-        self.other_work = OtherWork()
         self._oracle: tuple[Case, dict[str, Tensor]] | None = None
 
     def run(self, case: Case) -> CaseResult:
@@ -92,8 +92,9 @@ class Harness:
                 return result
             calls = {name: ready.call for name, ready in prepared.items()}
             seconds = self._settings.seconds * (_CELL_SHARE if case.single_cell else 1)
-            with self.other_work:
-                timings = time_interleaved(calls, self._settings.device, seconds)
+            watch = OtherWork()
+            timings = time_interleaved(calls, self._settings.device, seconds)
+            result.other_work = watch.shares()
         for name, timing in timings.items():
             result.peers[name].timing = timing
         for name in (BASELINE, OURS):

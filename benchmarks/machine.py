@@ -81,35 +81,25 @@ def commit() -> str | None:
 
 
 class OtherWork:
-    """Adds up what the cores did besides this process, over the spans that it is entered for.
+    """Watches what the cores do besides this process, from its making on.
 
     A time taken while something else ran is not the code's own; this is what tells the reader.
     """
 
     def __init__(self) -> None:
-        self._cores = self._stolen = self._own = self._wall = 0.0
-        self._before: tuple[float, float, float, float] | None = None
+        self._start = _core_seconds()
 
-    def __enter__(self) -> None:
-        self._before = _core_seconds()
-
-    def __exit__(self, *exception: object) -> None:
-        after = _core_seconds()
-        if self._before is None or after is None:
-            return
-        cores, stolen, own, wall = (b - a for a, b in zip(self._before, after, strict=True))
-        self._cores += cores
-        self._stolen += stolen
-        self._own += own
-        self._wall += wall
-
-    def fractions(self) -> dict[str, float]:
+    def shares(self) -> dict[str, float]:
         """Return the shares of all cores' time that other processes and the hypervisor took."""
-        total = self._wall * (os.cpu_count() or 1)
-        if not total:
+        end = _core_seconds()
+        if self._start is None or end is None:
             return {}
-        others = max(self._cores - self._own, 0.0)
-        return {"processes": round(others / total, 4), "stolen": round(self._stolen / total, 4)}
+        cores, stolen, own, wall = (b - a for a, b in zip(self._start, end, strict=True))
+        total = wall * (os.cpu_count() or 1)
+        return {
+            "processes": round(min(max(cores - own, 0.0) / total, 1.0), 3),
+            "stolen": round(stolen / total, 3),
+        }
 
 
 def _core_seconds() -> tuple[float, float, float, float] | None:

@@ -15,6 +15,7 @@ from .harness import CaseResult, PeerResult
 from .peers import BASELINE, OURS, PEERS
 
 _SCHEMA = 1
+_DISTURBING = 0.05  # share of the cores; threads that wait for each other suffer out of proportion
 _RED, _GREEN, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[1m", "\033[0m"
 
 
@@ -29,7 +30,6 @@ class Run:
     rates: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: list[CaseResult] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
-    other_work: dict[str, float] = field(default_factory=dict)
     created: str = ""
     seconds: float = 0.0
 
@@ -62,7 +62,6 @@ def write_json(run: Run, path: Path) -> None:
         "versions": run.versions,
         "settings": run.settings,
         "rates": run.rates,
-        "other_work": run.other_work,
         "bar": [asdict(verdict) | {"met": verdict.met} for verdict in run.verdicts],
         "cases": [_case_json(result, run) for result in run.ordered],
     }
@@ -81,6 +80,7 @@ def _case_json(result: CaseResult, run: Run) -> dict[str, Any]:
         "flops": case.flops,
         "compulsory_bytes": case.compulsory_bytes,
         "failure": result.failure,
+        "other_work": result.other_work,
         "speedup": result.speedup(),
         "peers": {name: _peer_json(peer, result, run) for name, peer in result.peers.items()},
     }
@@ -149,10 +149,11 @@ def _heading(run: Run) -> list[str]:
             f"{moment}: sgemm {rates['sgemm_gflops']} GFLOP/s ({rates['sgemm_best']}), "
             f"copy {rates['copy_gbytes']} GB/s"
         )
-    other = sum(run.other_work.values())
-    if other > 0.03:
+    disturbed = sum(_disturbed(result) for result in run.results)
+    if disturbed:
         lines.append(
-            f"WARNING: other work took {other:.0%} of the cores while timing: rough figures"
+            f"WARNING: other work disturbed {disturbed} of {len(run.results)} cases, marked "
+            '"disturbed": their figures and every mean are rough'
         )
     if run.settings["quick"]:
         lines.append("--quick: few cases, few rounds; the bar is for the full run")
@@ -177,7 +178,13 @@ def _row(result: CaseResult, run: Run, paint: _Paint) -> str:
     memory = f"{ours.peak_bytes / theirs.peak_bytes:.2f}" if theirs.peak_bytes else ""
     text += f"{memory:>8}{ours.error or 0:>9.0e}{theirs.error or 0:>9.0e}"
     backend = ours.notes.get("backend", "native")
-    return text if backend == "native" else f"{text}  ran on {backend}"
+    if backend != "native":
+        text += f"  ran on {backend}"
+    return text + (paint("  disturbed", _RED) if _disturbed(result) else "")
+
+
+def _disturbed(result: CaseResult) -> bool:
+    return sum(result.other_work.values()) > _DISTURBING
 
 
 def _timed(peer: PeerResult) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fused_rnn
 from fused_rnn import autograd
-from fused_rnn.backends import BACKENDS, TORCH, Backend, Inputs, Problem, reference
+from fused_rnn.backends import BACKENDS, TORCH, Backend, Inputs, Problem, native, reference
 from fused_rnn.cells import CELLS
 
 # Small, with no size a multiple of a vector's or a block's.
@@ -103,7 +103,7 @@ def _installation() -> dict[str, dict[str, str | None]]:
         "devices": devices,
         "threads": {
             "torch uses": str(torch.get_num_threads()),
-            "processors": str(len(os.sched_getaffinity(0)) if _LINUX else os.cpu_count()),
+            "processors": str(_processors()),
         },
         "settings": {
             name: os.environ.get(name) for name in ("FUSED_RNN_BACKEND", "FUSED_RNN_SIMD")
@@ -112,7 +112,11 @@ def _installation() -> dict[str, dict[str, str | None]]:
     }
 
 
-_LINUX = hasattr(os, "sched_getaffinity")
+def _processors() -> int | None:
+    # Under taskset or in a container a process may use fewer than there are.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _version(distribution: str) -> str | None:
@@ -128,9 +132,7 @@ def _native_file() -> str | None:
 
 
 def _simd_level() -> str | None:
-    if BACKENDS["native"].available() is not None:
-        return None
-    return torch.ops.fused_rnn.simd_level()
+    return None if native.available() else native.simd_level()
 
 
 def _problems(checks: list[Check]) -> Iterator[str]:
@@ -141,6 +143,10 @@ def _problems(checks: list[Check]) -> Iterator[str]:
     chosen = os.environ.get("FUSED_RNN_BACKEND")
     if chosen and chosen not in {*BACKENDS, TORCH}:
         yield f"FUSED_RNN_BACKEND is {chosen!r}, which is not a backend"
+    asked, level = os.environ.get("FUSED_RNN_SIMD"), _simd_level()
+    # "default" is the compiler's word for code without special instructions.
+    if asked and level and asked.replace("default", "portable") != level:
+        yield f"FUSED_RNN_SIMD asks for {asked!r}, but {level} runs"
     for check in checks:
         if not check.well:
             where = f"{check.backend} on {check.device}, {check.cell} in {check.dtype}"
@@ -221,10 +227,18 @@ def _scan(backend: Backend, problem: Problem, inputs: Inputs) -> list[Tensor]:
 def _run(
     backend: Backend, problem: Problem, inputs: Inputs
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
-    outputs = _scan(backend, problem, inputs)
     leaves = [t for t in inputs if t is not None]
-    directions = [torch.linspace(-1, 1, t.numel()).view_as(t).to(t) for t in outputs]
-    return outputs, torch.autograd.grad(outputs, leaves, directions)
+    threads = torch.get_num_threads()
+    if backend is reference:
+        # Its operations are too small to share: where cores are busy, threads that wait for each
+        # other take a hundred times as long.
+        torch.set_num_threads(1)
+    try:
+        outputs = _scan(backend, problem, inputs)
+        directions = [torch.linspace(-1, 1, t.numel()).view_as(t).to(t) for t in outputs]
+        return outputs, torch.autograd.grad(outputs, leaves, directions)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _error(got: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
@@ -240,7 +254,7 @@ def _text(
     for section, entries in installed.items():
         lines.append(section)
         missing = {"settings": "not set", "backends": "available"}.get(section, "none")
-        lines += [f"  {name:<14} {value or missing}" for name, value in entries.items()]
+        lines += [f"  {name:<18} {value or missing}" for name, value in entries.items()]
     lines += ["", "largest relative error against the reference in float64"]
     lines.append(_columns("backend", "device", "cell", "dtype", "forward", "backward", "limit", ""))
     for c in checks:

@@ -194,34 +194,29 @@ def check_batch_sizes(x: Tensor, batch_sizes: Tensor) -> list[int]:
 
 
 def cell_fits(
-    gates: int, x: Tensor, h: Tensor, c: Tensor | None, w_ih: Tensor, w_hh: Tensor,
-    b_ih: Tensor | None, b_hh: Tensor | None,
-) -> bool:  # fmt: skip
-    """Return whether the operands of a single step fit together. On the path of every step: no loop, no message."""
-    if type(x) not in _PLAIN or type(h) not in _PLAIN:
+    cell: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> bool:
+    """Return whether these are the operands of one step, x (N, I) and the others to match."""
+    if type(x) not in _PLAIN or type(h) not in _PLAIN or x.dim() != 2 or h.dim() != 2:
         return False
-    if type(w_ih) not in _PLAIN or type(w_hh) not in _PLAIN:
-        return False
-    shape = h.shape
-    if x.dim() != 2 or len(shape) != 2:
+    if (c is not None) != CELLS[cell].has_cell_state:
         return False
     n, i = x.shape
-    n_h, size = shape
-    rows = gates * size
+    size = h.shape[1]
+    if not i or not size:  # torch.nn allows cells without features; kernels need not
+        return False
+    rows = CELLS[cell].gates * size
     dtype, device = x.dtype, x.device
-    if n != n_h or w_ih.shape != (rows, i) or w_hh.shape != (rows, size):
-        return False
-    if h.dtype is not dtype or w_ih.dtype is not dtype or w_hh.dtype is not dtype:
-        return False
-    if h.device != device or w_ih.device != device or w_hh.device != device:
-        return False
-    if c is not None and (
-        type(c) not in _PLAIN or c.shape != shape or c.dtype is not dtype or c.device != device
-    ):
-        return False
-    if b_ih is None or b_hh is None:
-        return b_ih is b_hh
-    return (
-        type(b_ih) in _PLAIN and b_ih.shape == (rows,) and b_ih.dtype is dtype and b_ih.device == device
-        and type(b_hh) in _PLAIN and b_hh.shape == (rows,) and b_hh.dtype is dtype and b_hh.device == device
-    )  # fmt: skip
+    needed = [(h, (n, size)), (w_ih, (rows, i)), (w_hh, (rows, size))]
+    optional = [(c, (n, size)), (b_ih, (rows,)), (b_hh, (rows,))]
+    for t, shape in needed + [(t, shape) for t, shape in optional if t is not None]:
+        if type(t) not in _PLAIN or t.shape != shape or t.dtype is not dtype or t.device != device:
+            return False
+    return True

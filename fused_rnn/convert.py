@@ -70,7 +70,8 @@ def convert(model: Model, *, report: Report | None = None) -> Model:
     object with the same Parameters, so that optimizers, hooks, tied modules, mode, device, dtype
     and state_dict are as before. Left alone are a user's own subclass, a layer whose ``forward``
     was replaced on the instance, and scripted or quantized layers. Only what ``model.modules()``
-    lists is seen. Converting twice does no harm.
+    lists is seen. Converting twice does no harm. Tools that go by :mod:`torch.nn`'s types, such as
+    :func:`torch.ao.quantization.quantize_dynamic`, want the model reverted first.
 
     Args:
         model (torch.nn.Module): the model, or itself a recurrent layer

@@ -197,6 +197,8 @@ class Cell(_DropIn, nn.RNNCellBase):
                 if not isinstance(h, Tensor) or not (c is None or isinstance(c, Tensor)):
                     return None
                 h, c = h.unsqueeze(0), c if c is None else c.unsqueeze(0)
+        elif rank != 2:
+            return None
         if zeros:
             h = x.new_zeros(x.shape[0], self.hidden_size)
             c = h if CELLS[cell].has_cell_state else None

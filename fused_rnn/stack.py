@@ -48,7 +48,7 @@ def run_cell(
     try:
         return _run_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
     except Exception:
-        if cell_fits(CELLS[cell].gates, x, h, c, w_ih, w_hh, b_ih, b_hh):
+        if cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
             raise
         return None
 
@@ -81,7 +81,7 @@ def _run_cell(
         return torch_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
     if backend.checks_operands:
         return autograd.step(backend, cell, training, x, h, c, w_ih, w_hh, b_ih, b_hh, None)
-    if not cell_fits(CELLS[cell].gates, x, h, c, w_ih, w_hh, b_ih, b_hh):
+    if not cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
         return None
     operands = (t if t is None else t.contiguous() for t in (x, h, c, w_ih, w_hh, b_ih, b_hh))
     return autograd.step(backend, cell, training, *operands, None)

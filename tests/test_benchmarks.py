@@ -90,6 +90,7 @@ def test_json_has_each_case_with_each_peer_timed_or_skipped_with_a_reason(finish
         assert ours["sgemm_fraction"] > 0
         assert 0 < ours["error"] < 1e-5
         assert ours["notes"]["backend"]
+        assert all(0 <= share <= 1 for share in case["other_work"].values())
     onnx = cases["gru-inference-T50-N1-H128"]["peers"]["onnxruntime"]
     assert "median_s" in onnx or "not installed" in onnx["skipped"]
 
@@ -300,6 +301,7 @@ def test_the_report_marks_losses_and_failures():
     case, other = (Case("lstm", "inference", Shape(T, 4, 8, 8)) for T in (10, 20))
     failed = CaseResult(Case("gru", "inference", TINY[0]), failure="onnxruntime: y is off")
     results = [result_of(case, 1, 2), result_of(other, 3, 2), failed]
+    results[0].other_work = {"processes": 0.2, "stolen": 0.0}
     rates = {"sgemm_gflops": 100.0, "sgemm_best": "mm", "copy_gbytes": 10.0}
     run = Run(
         machine={"cpu": "a cpu", "cores": 2, "caches": {}, "torch_simd": "AVX2"},
@@ -309,7 +311,6 @@ def test_the_report_marks_losses_and_failures():
         rates={"start": rates, "end": rates | {"sgemm_gflops": 120.0}},
         results=results,
         verdicts=judge(results, 120.0),
-        other_work={"processes": 0.2},
     )
     assert run.sgemm_gflops == 120.0
     text = render(run)
@@ -317,7 +318,8 @@ def test_the_report_marks_losses_and_failures():
     assert "1.50x<" not in text
     assert "loses lstm-inference-T10-N4-H8  0.500x" in text
     assert "FAILED: onnxruntime: y is off" in text
-    assert "other work took 20%" in text
+    assert "other work disturbed 1 of 3 cases" in text
+    assert next(line.endswith("disturbed") for line in text.splitlines() if "T10-N4" in line)
     assert "\033" not in text
     assert "\033[31m" in render(run, colour=True)
 

@@ -31,39 +31,57 @@ struct Rows {
   }
 };
 
+// Unrolled by hand: left to loops over an array, GCC keeps a copy of the sums on the stack.
+template <class T, int kWidth>
+struct RowSums {
+  Vec<T> v[kWidth];
+
+  FUSED_RNN_INLINE void add(T a, const Vec<T> (&b)[kWidth]) {
+    const Vec<T> av = a - Vec<T>{};
+    v[0] += av * b[0];
+    if constexpr (kWidth > 1) v[1] += av * b[1];
+    if constexpr (kWidth > 2) v[2] += av * b[2];
+    if constexpr (kWidth > 3) v[3] += av * b[3];
+  }
+
+  FUSED_RNN_INLINE void store(Vec<T>* out) const {
+    out[0] = v[0];
+    if constexpr (kWidth > 1) out[1] = v[1];
+    if constexpr (kWidth > 2) out[2] = v[2];
+    if constexpr (kWidth > 3) out[3] = v[3];
+  }
+};
+
 template <class T, int kRows, int kWidth>
 void tile_kernel(const Rows<T>& a, const T* b, std::int64_t b_step, Vec<T>* out) {
-  Vec<T> sum[kRows][kWidth];
-  for (int m = 0; m < kRows; ++m) {
-    for (int v = 0; v < kWidth; ++v) {
-      sum[m][v] = Vec<T>{};
-    }
-  }
-  const T* block = a.data;
-  for (std::int64_t i = 0; i < a.blocks; ++i, block += a.block) {
-    const T* p[kRows];
-    for (int m = 0; m < kRows; ++m) {
-      p[m] = block + m * a.row;
-    }
-    const std::int64_t end = a.length * a.step;
-    for (std::int64_t k = 0; k < end; k += a.step, b += b_step) {
+  RowSums<T, kWidth> s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{};
+  const std::int64_t row = a.row, step = a.step, jump = a.block - a.length * step;
+  const T* p = a.data;
+  for (std::int64_t i = a.blocks; i > 0; --i, p += jump) {
+    for (const T* const end = p + a.length * step; p != end; p += step, b += b_step) {
       Vec<T> bv[kWidth];
-      for (int v = 0; v < kWidth; ++v) {
-        std::memcpy(&bv[v], b + v * kLanes<T>, sizeof(Vec<T>));
-      }
-      for (int m = 0; m < kRows; ++m) {
-        const Vec<T> am = p[m][k] - Vec<T>{};
-        for (int v = 0; v < kWidth; ++v) {
-          sum[m][v] += am * bv[v];
-        }
-      }
+      std::memcpy(&bv[0], b, sizeof(Vec<T>));
+      if constexpr (kWidth > 1) std::memcpy(&bv[1], b + kLanes<T>, sizeof(Vec<T>));
+      if constexpr (kWidth > 2) std::memcpy(&bv[2], b + 2 * kLanes<T>, sizeof(Vec<T>));
+      if constexpr (kWidth > 3) std::memcpy(&bv[3], b + 3 * kLanes<T>, sizeof(Vec<T>));
+      s0.add(p[0], bv);
+      if constexpr (kRows > 1) s1.add(p[row], bv);
+      if constexpr (kRows > 2) s2.add(p[2 * row], bv);
+      if constexpr (kRows > 3) s3.add(p[3 * row], bv);
+      if constexpr (kRows > 4) s4.add(p[4 * row], bv);
+      if constexpr (kRows > 5) s5.add(p[5 * row], bv);
+      if constexpr (kRows > 6) s6.add(p[6 * row], bv);
+      if constexpr (kRows > 7) s7.add(p[7 * row], bv);
     }
   }
-  for (int m = 0; m < kRows; ++m) {
-    for (int v = 0; v < kWidth; ++v) {
-      out[m * kWidth + v] = sum[m][v];
-    }
-  }
+  s0.store(out);
+  if constexpr (kRows > 1) s1.store(out + kWidth);
+  if constexpr (kRows > 2) s2.store(out + 2 * kWidth);
+  if constexpr (kRows > 3) s3.store(out + 3 * kWidth);
+  if constexpr (kRows > 4) s4.store(out + 4 * kWidth);
+  if constexpr (kRows > 5) s5.store(out + 5 * kWidth);
+  if constexpr (kRows > 6) s6.store(out + 6 * kWidth);
+  if constexpr (kRows > 7) s7.store(out + 7 * kWidth);
 }
 
 template <class T>

@@ -6,17 +6,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pydoc_data.topics import topics
 
 import torch
-from pydoc_data.topics import topics
 from torch import Tensor
 
 UNKNOWN = "<unk>"
 END = "<end>"  # closes a paragraph
 
-_TOKEN = re.compile(r"[\w.]*\w(?:['’-]\w+)*|[.,;:?!()]")
-_PLAIN_WORD = re.compile(r"[a-z'’-]+")
-_SYMBOL = re.compile(r"[^\w\s.,;:'\"()“”*’-]")
+_TOKEN = re.compile(r"[\w.]*\w(?:['\u2019-]\w+)*|[.,;:?!()]")
+_PLAIN_WORD = re.compile(r"[a-z'\u2019-]+")
+_SYMBOL = re.compile(r"[^\w\s.,;:'\"()\u201c\u201d*\u2019-]")
 _BLOCK = 12  # paragraphs held out together, so that validation text is read in its context
 
 

@@ -16,7 +16,7 @@ from .train import Run
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of one job, by torch.nn and by fused_rnn, in rounds that belong together."""
+    """Tokens per second of one job, by torch.nn and by fused_rnn, round by round."""
 
     job: str
     plain: list[float]
@@ -53,18 +53,18 @@ def in_turn(
     fused: Callable[[], None],
     tokens: int,
     rounds: int,
-    progress: Callable[[float], None],
+    progress: Callable[[str], None],
 ) -> Speed:
     """Time two ways to do the same `tokens`; who goes first alternates."""
-    rates: dict[Callable[[], None], list[float]] = {plain: [], fused: []}
+    rates: tuple[list[float], list[float]] = ([], [])
     for index in range(-1, rounds):  # round -1 warms up
-        for work in (plain, fused) if index % 2 else (fused, plain):
+        for which in (0, 1) if index % 2 else (1, 0):
             start = time.perf_counter()
-            work()
+            (plain, fused)[which]()
             if index >= 0:
-                rates[work].append(tokens / (time.perf_counter() - start))
-        progress((index + 1) / rounds)
-    return Speed(job, rates[plain], rates[fused])
+                rates[which].append(tokens / (time.perf_counter() - start))
+        progress(job)
+    return Speed(job, *rates)
 
 
 def layer_training(model: LanguageModel, steps: int, batch: int) -> Callable[[], None]:
@@ -95,21 +95,27 @@ def layer_steps(rnn: nn.RNNBase, tokens: int) -> Callable[[], None]:
 
 
 def of_models(
-    plain: Run, fused: Run, rounds: int, tokens: int, progress: Callable[[str, float], None]
+    plain: Run, fused: Run, rounds: int, tokens: int, progress: Callable[[str], None]
 ) -> list[Speed]:
-    """Measure generation, and the recurrent layers alone in training and in generation."""
+    """Measure generation, and the recurrent layers alone in training and in generation.
+
+    `progress` is told the job after each of its rounds and its warm-up.
+    """
     steps, batch = plain.recipe.steps, plain.text.size(1)
     models = (plain.model, fused.model)
 
     def generation(model: LanguageModel) -> Callable[[], None]:
-        return lambda: generate(model, [1], tokens, banned=0, seed=0) and None
+        def work() -> None:
+            generate(model, [1], tokens, banned=0, seed=0)
+
+        return work
+
+    def training(model: LanguageModel) -> Callable[[], None]:
+        return layer_training(model, steps, batch)
 
     jobs = [
-        ("training, recurrent layer only", steps * batch, lambda m: layer_training(m, steps, batch)),
-        ("generation, the whole model", tokens + 1, generation),
+        ("training, recurrent layer only", steps * batch, training),
+        ("generation, the whole model", tokens, generation),
         ("generation, recurrent layer only", tokens, lambda m: layer_steps(m.rnn, tokens)),
     ]
-    return [
-        in_turn(job, *map(make, models), count, rounds, lambda done, job=job: progress(job, done))
-        for job, count, make in jobs
-    ]
+    return [in_turn(job, *map(make, models), count, rounds, progress) for job, count, make in jobs]

@@ -18,14 +18,7 @@ from fused_rnn.backends.base import Backend, Inputs, Problem, Selection
 from fused_rnn.backends.transforms import ONLY_REFERENCE
 
 # The modules of the backends import the names above from here.
-from fused_rnn.backends import reference  # isort: skip
-
-try:
-    from fused_rnn.backends import native
-except ImportError:  # TEMPORARY, until native.py is there
-    from types import SimpleNamespace
-
-    native = SimpleNamespace(name="native", available=lambda: "the native module was not built")
+from fused_rnn.backends import native, reference  # isort: skip
 
 __all__ = [
     "BACKENDS",

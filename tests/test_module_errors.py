@@ -1,0 +1,310 @@
+"""Mistakes: the drop-ins answer with torch.nn's error, or with one where torch.nn has none."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from twins import CELLS, LAYERS, outcome, sequences, twins
+
+import fused_rnn
+from fused_rnn.backends import BACKENDS
+
+BAD_CONSTRUCTIONS = [
+    (LAYERS, (), {}),
+    (LAYERS, (3,), {}),
+    (LAYERS, (3.0, 4), {}),
+    (LAYERS, (0, 4), {}),
+    (LAYERS, (3, 4.0), {}),
+    (LAYERS, (3, 0), {}),
+    (LAYERS, (3, 4, 0), {}),
+    (LAYERS, (3, 4, 1.5), {}),
+    (LAYERS, (3, 4, "2"), {}),
+    (LAYERS, (3, 4), {"bias": 1}),
+    (LAYERS, (3, 4), {"bias": None}),
+    (LAYERS, (3, 4), {"batch_first": "yes"}),
+    (LAYERS, (3, 4), {"dropout": 1.5}),
+    (LAYERS, (3, 4), {"dropout": True}),
+    (LAYERS, (3, 4), {"dropout": None}),
+    (LAYERS, (3, 4), {"dropout": "a"}),
+    (LAYERS, (3, 4), {"foo": 1}),
+    (LAYERS, (3, 4), {"dtype": torch.int64}),
+    (["LSTM"], (3, 4), {"proj_size": -1}),
+    (["LSTM"], (3, 4), {"proj_size": 4}),
+    (["GRU", "RNN"], (3, 4), {"proj_size": 0}),
+    (["GRU"], (3, 4, 1, True, False, 0.0, False, "cpu"), {}),
+    (["RNN"], (3, 4), {"nonlinearity": "sigmoid"}),
+    (CELLS, (3,), {}),
+    (CELLS, (3, -1), {}),
+    (CELLS, (3.0, 4), {}),
+    (CELLS, (3, 4), {"foo": 1}),
+]
+
+
+def assert_same_error(theirs, ours):
+    """Compare two outcomes, both of them errors."""
+    assert theirs[0] == "raised", theirs
+    name = "fused_rnn.modules."
+    assert (ours[0], ours[1], ours[2].replace(name, "")) == theirs[:3]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs"), [(n, a, k) for names, a, k in BAD_CONSTRUCTIONS for n in names]
+)
+def test_construction(name, args, kwargs):
+    theirs, ours = (
+        outcome(lambda source=source: getattr(source, name)(*args, **kwargs))
+        for source in (nn, fused_rnn)
+    )
+    assert_same_error(theirs, ours)
+    assert ours[3] == theirs[3]
+
+
+def z(*size, **kwargs):
+    return torch.zeros(*size, **kwargs)
+
+
+def pair(*size, **kwargs):
+    return z(*size, **kwargs), z(*size, **kwargs)
+
+
+# For layers made with (3, 4, num_layers=2): input, hidden state; a state is doubled for the LSTM.
+BAD_CALLS = {
+    "rank 1": (z(3), None),
+    "rank 4": (z(1, 5, 2, 3), None),
+    "state of rank 2 for rank 3": (z(5, 2, 3), z(2, 4)),
+    "state of rank 3 for rank 2": (z(5, 3), z(2, 1, 4)),
+    "state of rank 1 for rank 2": (z(5, 3), z(4)),
+    "dtype": (z(5, 2, 3, dtype=torch.float64), None),
+    "dtype and size": (z(5, 2, 7, dtype=torch.float64), None),
+    "integers": (z(5, 2, 3, dtype=torch.int64), None),
+    "features": (z(5, 2, 7), None),
+    "features of one sequence": (z(5, 7), None),
+    "layers of state": (z(5, 2, 3), z(1, 2, 4)),
+    "batch of state": (z(5, 2, 3), z(2, 3, 4)),
+    "batch of one in the state": (z(5, 2, 3), z(2, 1, 4)),
+    "hidden size of state": (z(5, 2, 3), z(2, 2, 5)),
+    "hidden size of state of one sequence": (z(5, 3), z(2, 5)),
+    "device": (z(5, 2, 3, device="meta"), None),
+    "device of state": (z(5, 2, 3), z(2, 2, 4, device="meta")),
+    "no steps": (z(0, 2, 3), None),
+    "no steps in one sequence": (z(0, 3), None),
+    "not a tensor": ([[0.0, 0.0, 0.0]], None),
+    "nothing": (None, None),
+    "a number for a state": (z(5, 2, 3), 3),
+    "empty tuple for a state": (z(5, 2, 3), ()),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bidirectional": True}])
+@pytest.mark.parametrize("mistake", BAD_CALLS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_calls_of_layers(layer, mistake, options):
+    theirs, ours = twins(layer, 3, 4, 2, **options)
+    input, hx = BAD_CALLS[mistake]
+    if mistake == "no steps" and options.get("batch_first"):
+        input = input.transpose(0, 1)
+    if layer == "LSTM" and isinstance(hx, torch.Tensor):
+        hx = hx, hx
+    assert_same_error(outcome(lambda: theirs(input, hx)), outcome(lambda: ours(input, hx)))
+
+
+@pytest.mark.parametrize(
+    "hx",
+    [
+        (z(1, 2, 4),),
+        (z(1, 2, 4),) * 3,
+        (None, None),
+        (z(1, 2, 4), None),
+        (z(1, 2, 4), z(1, 2, 5)),
+        (z(1, 2, 5), z(1, 2, 4)),
+        (z(1, 2, 4), z(2, 4)),
+        z(2, 1, 2, 4),
+        {"h": z(1, 2, 4)},
+        z(1, 2, 4),
+    ],
+    ids=str,
+)
+def test_states_of_the_lstm(hx):
+    theirs, ours = twins("LSTM", 3, 4)
+    x = z(5, 2, 3)
+    assert_same_error(outcome(lambda: theirs(x, hx)), outcome(lambda: ours(x, hx)))
+
+
+@pytest.mark.parametrize("hx", [(z(1, 2, 4),), [z(1, 2, 4)], (None,)], ids=str)
+@pytest.mark.parametrize("layer", ["GRU", "RNN"])
+def test_states_of_the_others(layer, hx):
+    theirs, ours = twins(layer, 3, 4)
+    x = z(5, 2, 3)
+    assert_same_error(outcome(lambda: theirs(x, hx)), outcome(lambda: ours(x, hx)))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_states_of_another_dtype(layer):
+    _, ours = twins(layer, 3, 4)
+    hx = pair(1, 2, 4, dtype=torch.float64) if layer == "LSTM" else z(1, 2, 4, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        ours(z(5, 2, 3), hx)
+
+
+# For packed sequences of 4 rows in batches of (2, 1, 1): torch.nn.LSTM leaves these to its kernels.
+BAD_PACKED = {
+    "dtype": (z(4, 3, dtype=torch.float64), None, ValueError, "does not match weight dtype"),
+    "features": (z(4, 7), None, RuntimeError, "must be equal to input_size"),
+    "hidden size": (z(4, 3), z(1, 2, 5), RuntimeError, "Expected hidden"),
+    "batch of state": (z(4, 3), z(1, 3, 4), RuntimeError, "Expected hidden"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_PACKED)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_packed_input_is_checked(layer, mistake):
+    theirs, ours = twins(layer, 3, 4)
+    data, hx, error, message = BAD_PACKED[mistake]
+    if layer == "LSTM" and hx is not None:
+        hx = hx, hx
+    packed = PackedSequence(data, torch.tensor([2, 1, 1]))
+    with pytest.raises(error, match=message):
+        ours(packed, hx)
+    if layer != "LSTM":
+        assert_same_error(outcome(lambda: theirs(packed, hx)), outcome(lambda: ours(packed, hx)))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_packed_data_of_another_rank(layer):
+    theirs, ours = twins(layer, 3, 4)
+    packed = PackedSequence(z(4, 1, 3), torch.tensor([2, 1, 1]))
+    assert_same_error(outcome(lambda: theirs(packed)), outcome(lambda: ours(packed)))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[2, 1], [2, 1, 2], [1, 2, 1], [2, 2, 0], [3, 2, -1], []],
+    ids=str,
+)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_batch_sizes_must_be_those_of_the_data(layer, sizes):
+    _, ours = twins(layer, 3, 4)
+    packed = PackedSequence(z(4, 3), torch.tensor(sizes, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match="batch_sizes"):
+        ours(packed)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_too_few_states_for_unsorted_sequences(layer):
+    theirs, ours = twins(layer, 3, 4)
+    packed = sequences((1, 3, 2), 3, enforce_sorted=False)
+    hx = pair(1, 2, 4) if layer == "LSTM" else z(1, 2, 4)
+    theirs, ours = outcome(lambda: theirs(packed, hx)), outcome(lambda: ours(packed, hx))
+    assert_same_error(theirs, ours)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    "name", ["weight_ih_l0", "weight_hh_l1", "bias_hh_l0", "weight_ih_l1_reverse"]
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_of_wrong_shapes_are_never_read(layer, name, packed):
+    ours = getattr(fused_rnn, layer)(3, 4, 2, bidirectional=True)
+    weight = getattr(ours, name)
+    x = pack_sequence([z(5, 3), z(2, 3)]) if packed else z(5, 2, 3)
+    for wrong in (weight.detach()[1:], weight.detach()[..., 1:], weight.detach().unsqueeze(0)):
+        weight.data = wrong.clone()
+        with pytest.raises(RuntimeError, match=f"{name} should be"):
+            ours(x)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_weights_of_several_dtypes(layer):
+    ours = getattr(fused_rnn, layer)(3, 4)
+    ours.weight_hh_l0.data = ours.weight_hh_l0.data.double()
+    with pytest.raises(RuntimeError, match="weight_hh_l0 should be"):
+        ours(z(5, 2, 3))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_weight_that_is_none(layer):
+    theirs, ours = twins(layer, 3, 4)
+    theirs.weight_hh_l0 = ours.weight_hh_l0 = None
+    x = z(5, 2, 3)
+    assert_same_error(outcome(lambda: theirs(x)), outcome(lambda: ours(x)))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_weight_that_was_deleted_is_still_used(layer):
+    theirs, ours = twins(layer, 3, 4)
+    del theirs.weight_hh_l0, ours.weight_hh_l0
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+# For cells made with (3, 4).
+BAD_STEPS = {
+    "rank 0": (z(()), None),
+    "rank 3": (z(1, 2, 3), None),
+    "state of rank 3": (z(2, 3), z(1, 2, 4)),
+    "state of rank 1 for rank 2": (z(2, 3), z(4)),
+    "state of rank 2 for rank 1": (z(3), z(1, 4)),
+    "features": (z(2, 7), None),
+    "features and state": (z(2, 7), z(2, 4)),
+    "hidden size": (z(2, 3), z(2, 5)),
+    "batch of state": (z(3, 3), z(5, 4)),
+    "batch of one in the state": (z(3, 3), z(1, 4)),
+    "batch of one in the input": (z(1, 3), z(3, 4)),
+    "dtype": (z(2, 3, dtype=torch.float64), None),
+    "dtype of state": (z(2, 3), z(2, 4, dtype=torch.float64)),
+    "integers": (z(2, 3, dtype=torch.int64), None),
+    "not a tensor": ([0.0, 0.0, 0.0], None),
+    "nothing": (None, None),
+    "a number for a state": (z(2, 3), 3),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_STEPS)
+@pytest.mark.parametrize("name", CELLS)
+def test_calls_of_cells(name, mistake):
+    theirs, ours = twins(name, 3, 4)
+    x, hx = BAD_STEPS[mistake]
+    if name == "LSTMCell" and isinstance(hx, torch.Tensor):
+        hx = hx, hx
+    assert_same_error(outcome(lambda: theirs(x, hx)), outcome(lambda: ours(x, hx)))
+
+
+@pytest.mark.parametrize(
+    "hx",
+    [
+        (z(2, 4),),
+        (z(2, 4),) * 3,
+        (None, None),
+        (z(2, 4), None),
+        (z(2, 4), z(2, 5)),
+        (z(2, 4), z(1, 4)),
+    ],
+    ids=str,
+)
+def test_states_of_the_lstm_cell(hx):
+    theirs, ours = twins("LSTMCell", 3, 4)
+    assert_same_error(outcome(lambda: theirs(z(2, 3), hx)), outcome(lambda: ours(z(2, 3), hx)))
+
+
+def test_an_unknown_nonlinearity_of_a_cell():
+    theirs, ours = twins("RNNCell", 3, 4, nonlinearity="sigmoid")
+    assert_same_error(outcome(lambda: theirs(z(2, 3))), outcome(lambda: ours(z(2, 3))))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_without_its_weight(name):
+    theirs, ours = twins(name, 3, 4)
+    del theirs.weight_hh, ours.weight_hh
+    theirs, ours = outcome(lambda: theirs(z(2, 3))), outcome(lambda: ours(z(2, 3)))
+    assert_same_error(theirs, ours)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_errors_are_the_same_under_a_chosen_backend(backend, name):
+    if BACKENDS[backend].available() is not None:
+        pytest.skip(BACKENDS[backend].available())
+    theirs, ours = twins(name, 3, 4)
+    theirs = outcome(lambda: theirs(z(5, 7)))
+    with fused_rnn.use_backend(backend):
+        assert_same_error(theirs, outcome(lambda: ours(z(5, 7))))
