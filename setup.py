@@ -45,6 +45,7 @@ class Build(BuildExtension):
 CPU_SOURCES = [
     "csrc/ops.cpp",
     "csrc/cpu/levels.cpp",
+    "csrc/cpu/scratch.cpp",
     "csrc/cpu/level_avx512.cpp",
     "csrc/cpu/level_avx2.cpp",
     "csrc/cpu/level_portable.cpp",

@@ -63,8 +63,8 @@ class PeakMemory:
         os.environ.update(_MALLOC_SETTINGS)
         try:
             return self._pool.submit(_measure_here, case, library, self._threads).result()
-        except BrokenProcessPool:
-            self.unavailable, self._pool = "the measuring process died", None
+        except (BrokenProcessPool, OSError) as error:
+            self.unavailable, self._pool = f"the measuring process failed: {error}", None
             return None
         finally:
             for name, value in before.items():

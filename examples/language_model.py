@@ -30,7 +30,7 @@ from word_lm.train import Recipe, Run
 
 import fused_rnn
 
-_LEARNING_RATES = {"lstm": 4e-3, "gru": 3e-3, "rnn": 1e-3}
+_LEARNING_RATES = {"lstm": 4e-3, "gru": 2e-3, "rnn": 1e-3}
 _BLOCK = 5  # updates a fork does before the other's turn
 _VALIDATIONS = 20  # along the whole training
 _SPEED_SHARE = 0.1  # of all the work, as the progress line reckons it
@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "layers": (1, "recurrent layers"),
         "batch": (20, "texts side by side"),
         "steps": (35, "words between two updates, of each text"),
-        "rounds": (15, "rounds of each speed measurement"),
+        "rounds": (25, "rounds of each speed measurement"),
         "words": (60, "words of sample text"),
     }
     for name, (default, text) in sizes.items():

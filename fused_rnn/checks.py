@@ -1,7 +1,8 @@
 """Which operands a kernel may see: plain tensors of the right shapes, of one dtype, on one device.
 
-A check that says no is not yet an error: torch.nn has its own words for most mistakes, and its own ways with some oddities. What
-is raised from here is only what torch.nn would not notice: it may read past the end of a weight of the wrong shape.
+A check that says no is not yet an error: torch.nn has its own words for most mistakes, and its own
+ways with some oddities. What is raised from here is only what torch.nn would not notice: it may
+read past the end of a weight of the wrong shape.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _is_tracing
 from torch.nn import Parameter
 
+from fused_rnn.backends import transforms
 from fused_rnn.cells import CELLS
 
 __all__ = [
@@ -91,6 +94,8 @@ def _weight_shapes(stack: Stack) -> tuple[tuple[tuple[int, ...], ...], ...]:
 
 def foreign(x: object, h0: object, c0: object, rows: Sequence[Sequence[object]]) -> str | None:
     """Return None if all operands are plain tensors (a state may be None), or the reason why not."""
+    if _is_tracing():
+        return f"the sizes are not known to {transforms.TRACING}"
     if type(x) not in _PLAIN:
         return f"the input is a {type(x).__name__}"
     for state in (h0, c0):
@@ -112,12 +117,13 @@ def misfit(
     weight: Tensor,
     any_dtype: bool,
 ) -> str | None:
-    """Return None if the input and the states fit together and to the first weight, or the reason why not.
+    """Return None if the input and the states fit together and to a weight, or the reason why not.
 
     Args:
         stack: the sizes
         x: (T, N, I), or (rows, I) for packed data
-        h0, c0: (L*D, N, R), (L*D, N, H), or None
+        h0: (L*D, N, R), or None
+        c0: (L*D, N, H), or None
         n: the number of sequences
         weight: whose dtype and device count
         any_dtype: whether dtypes may differ, as under autocast

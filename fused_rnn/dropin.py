@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fused_rnn.backends import torch_ran, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.checks import Stack, check_batch_sizes, check_weights, foreign, misfit
-from fused_rnn.stack import CELL_MISFIT, run_cell, run_stack
+from fused_rnn.stack import CELL_MISFIT, outside_the_graph, run_cell, run_stack
 
 __all__ = ["Cell", "Layers", "borrow"]
 
@@ -40,7 +40,7 @@ class _DropIn(nn.Module):
         return result
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Return what torch.jit.script compiles in our place: the torch.nn module of the same state."""
+        """Return what torch.jit.script compiles for us: the torch.nn module of the same state."""
         if "_torch" not in vars(type(self)):  # a user's subclass, whose forward may be another
             return self
         twin = self._torch.__new__(self._torch)
@@ -62,7 +62,7 @@ class Layers(_DropIn, nn.RNNBase):
         if torch.compiler.is_compiling():
             if torch.compiler.is_exporting():
                 return self._torch.forward(self, input, hx)
-            return _outside_the_graph(self, input, hx)
+            return outside_the_graph(self.forward, input, hx)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         return self._forward_dense(input, hx)
@@ -156,15 +156,6 @@ class Layers(_DropIn, nn.RNNBase):
                 row.append(getattr(self, name, None) if weight is None else weight)
             rows.append(row)
         return rows
-
-
-@torch._disable_dynamo
-def _outside_the_graph(layers: Layers, input: Any, hx: Any) -> Any:
-    """Run with a break of the graph around, as TorchDynamo makes it for every layer of torch.nn.
-
-    Traced into, the layers would be unrolled to thousands of nodes.
-    """
-    return layers.forward(input, hx)
 
 
 def borrow(constructor: Callable[..., None]) -> Callable[..., None]:

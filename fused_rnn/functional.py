@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fused_rnn.backends import torch_ran, transforms
@@ -19,7 +20,14 @@ from fused_rnn.checks import (
     foreign,
     misfit,
 )
-from fused_rnn.stack import CELL_MISFIT, run_cell, run_stack, torch_cell, torch_stack
+from fused_rnn.stack import (
+    CELL_MISFIT,
+    outside_the_graph,
+    run_cell,
+    run_stack,
+    torch_cell,
+    torch_stack,
+)
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -233,6 +241,8 @@ def _rnn_name(nonlinearity: str) -> str:
 def _checked_cell(
     cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
+    if torch.compiler.is_compiling():
+        return torch_cell(cell, x, h, c, *weights)
     state = run_cell(cell, x, h, c, *weights)
     if state is None:
         state = torch_cell(cell, x, h, c, *weights)
@@ -252,6 +262,11 @@ def _checked_stack(
     batch_first: bool,
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return outside_the_graph(
+            _checked_stack, cell, x, h0, c0, rows, bidirectional, dropout, training, batch_first,
+            batch_sizes,
+        )  # fmt: skip
     stack = Stack.of(cell, rows, bidirectional)
     if x.dim() != (3 if batch_sizes is None else 2):
         raise RuntimeError(
@@ -261,7 +276,13 @@ def _checked_stack(
     if batch_first:
         x = x.transpose(0, 1)
     reason = foreign(x, h0, c0, rows)
-    if reason is None:
+    if torch.compiler.is_exporting():
+        reason = "torch.export takes torch's own operators"
+    if reason is not None:
+        n = x.shape[1] if batch_sizes is None else batch_sizes[0]
+        y, h_n, c_n = torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
+        torch_ran(reason)
+    else:
         n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
         any_dtype = transforms.active() == transforms.AUTOCAST
         check_weights(stack, rows, any_dtype)
@@ -269,8 +290,4 @@ def _checked_stack(
         if mistake is not None:
             raise RuntimeError(f"{cell}: {mistake}")
         y, h_n, c_n = run_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
-    else:
-        n = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        y, h_n, c_n = torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
-        torch_ran(reason)
     return y.transpose(0, 1) if batch_first else y, h_n, c_n

@@ -6,19 +6,27 @@ modules on top of it differ only in what they do about operands that do not fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import _VF, Tensor
 from torch.nn.functional import dropout as drop
 
 from fused_rnn import autograd
-from fused_rnn.backends import Backend, Inputs, Problem, select, transforms
+from fused_rnn.backends import Backend, Inputs, Problem, Selection, note, select, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.checks import Row, Stack, cell_fits
 
-__all__ = ["CELL_MISFIT", "run_cell", "run_stack", "torch_cell", "torch_stack"]
+__all__ = [
+    "CELL_MISFIT",
+    "outside_the_graph",
+    "run_cell",
+    "run_stack",
+    "torch_cell",
+    "torch_stack",
+]
 
 _TORCH_LAYERS = {name: getattr(_VF, name) for name in CELLS}
 _TORCH_CELLS = {name: getattr(_VF, f"{name}_cell") for name in CELLS}
@@ -72,19 +80,25 @@ def _run_cell(
         or (b_ih is not None and b_ih.requires_grad)
         or (b_hh is not None and b_hh.requires_grad)
     )
+    transform = transforms.active()
+    if transform is transforms.TRACING:  # sizes are not numbers then
+        return None
     n, i = x.shape
     size = h.shape[1]
-    transform = transforms.active()
     problem = Problem(cell, x.device, x.dtype, 1, n, i, size, 0, False, training, transform)
-    backend = select(problem).backend
+    selection = select(problem)
+    backend = selection.backend
     if backend is None:
-        return torch_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
-    if backend.checks_operands:
-        return autograd.step(backend, cell, training, x, h, c, w_ih, w_hh, b_ih, b_hh, None)
-    if not cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
+        state = torch_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
+    elif backend.checks_operands:
+        state = autograd.step(backend, cell, training, x, h, c, w_ih, w_hh, b_ih, b_hh, None)
+    elif cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
+        operands = (t if t is None else t.contiguous() for t in (x, h, c, w_ih, w_hh, b_ih, b_hh))
+        state = autograd.step(backend, cell, training, *operands, None)
+    else:
         return None
-    operands = (t if t is None else t.contiguous() for t in (x, h, c, w_ih, w_hh, b_ih, b_hh))
-    return autograd.step(backend, cell, training, *operands, None)
+    note(problem, selection)
+    return state
 
 
 def torch_cell(
@@ -93,6 +107,15 @@ def torch_cell(
     if CELLS[cell].has_cell_state:
         return _TORCH_CELLS[cell](x, (h, c), *weights)
     return _TORCH_CELLS[cell](x, h, *weights), None
+
+
+@torch._disable_dynamo
+def outside_the_graph(run: Callable[..., Any], *args: Any) -> Any:
+    """Run with a break of the graph around, as TorchDynamo makes it for every layer of torch.nn.
+
+    Traced into, the layers would be unrolled to thousands of nodes.
+    """
+    return run(*args)
 
 
 def run_stack(
@@ -144,20 +167,27 @@ def _choose(
     batch_sizes: Tensor | None,
     n: int,
 ) -> list[Backend] | None:
-    """Return a backend for each layer, or None if a layer has none: torch's operator runs all or nothing."""
+    """Return a backend for each layer, or None if one has none: torch's operator runs them all."""
     cell, i, h, p, layers, directions, _ = stack
     steps = x.shape[0] if batch_sizes is None else len(batch_sizes)
     ragged, transform = batch_sizes is not None, transforms.active()
     grad = torch.is_grad_enabled()
     needs = grad and any(t is not None and t.requires_grad for t in (x, h0, c0))
-    backends = []
+    choices = []
     for layer in range(layers):
         of_layer = chain.from_iterable(rows[layer * directions : (layer + 1) * directions])
         needs = needs or (grad and any(w.requires_grad for w in of_layer))
         problem = Problem(cell, x.device, x.dtype, steps, n, i, h, p, ragged, needs, transform)
-        backends.append(select(problem, layer, directions).backend)
+        choices.append((problem, select(problem)))
         i = (p or h) * directions
-    return None if None in backends else backends
+    backends = [selection.backend for _, selection in choices]
+    alone = None in backends
+    for layer, (problem, (backend, refusals)) in enumerate(choices):
+        if alone and backend is not None:
+            reason = "torch.nn runs all layers or none, and another one needs it"
+            backend, refusals = None, {**refusals, backend.name: reason}
+        note(problem, Selection(backend, refusals), layer, directions)
+    return None if alone else backends
 
 
 def _initial_states(

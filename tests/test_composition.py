@@ -35,15 +35,18 @@ def hidden_weight(name):
 class Model(nn.Module):
     """What a user's model looks like."""
 
+    returns_a_pair: torch.jit.Final[bool]
+
     def __init__(self, source, name):
         super().__init__()
+        self.returns_a_pair = name not in ("GRUCell", "RNNCell")
         self.before = nn.Linear(3, 3)
         self.rnn = getattr(source, name)(3, 4)
         self.after = nn.Linear(4, 2)
 
     def forward(self, x):
         output = self.rnn(self.before(x))
-        return self.after(output if isinstance(output, torch.Tensor) else output[0])
+        return self.after(output[0] if self.returns_a_pair else output)
 
 
 def models(name):
@@ -197,7 +200,7 @@ def test_checkpoint(name, reentrant):
     ours.zero_grad()
     output = checkpoint(ours, x, use_reentrant=reentrant)
     first(output).sum().backward()
-    assert_same(plain, output)
+    torch.testing.assert_close(leaves(output), leaves(plain))
     torch.testing.assert_close([x.grad, *(p.grad for p in ours.parameters())], expected)
 
 

@@ -170,17 +170,20 @@ FUSED_RNN_INLINE V interleave(V a, V b, std::integer_sequence<int, kI...>) {
 #endif
 }
 
-// A block of kLanes x kLanes, transposed by log2(kLanes) rounds of perfect shuffles.
-template <class T>
-FUSED_RNN_INLINE void transpose(Vec<T>* v) {
+// A block of kLanes x kLanes, transposed by log2(kLanes) rounds of perfect shuffles, all in registers.
+template <class T, int kRound = 1>
+FUSED_RNN_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
   constexpr int n = static_cast<int>(kLanes<T>);
-  constexpr std::make_integer_sequence<int, n> lanes{};
-  for (int round = 1; round < n; round *= 2) {
+  if constexpr (kRound < n) {
+    constexpr std::make_integer_sequence<int, n> lanes{};
     Vec<T> w[n];
+#pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
       w[2 * i] = interleave<false>(v[i], v[i + n / 2], lanes);
       w[2 * i + 1] = interleave<true>(v[i], v[i + n / 2], lanes);
     }
+    transpose<T, kRound * 2>(w);
+#pragma GCC unroll 16
     for (int i = 0; i < n; ++i) {
       v[i] = w[i];
     }
@@ -202,9 +205,23 @@ void pack_rows(Packed<T>& b, std::int64_t stride, std::int64_t group, F&& rows) 
   for (int v = 0; v < b.width_of(group); ++v) {
     const RowBlock<S> block = rows(group * b.width + v);
     T* out = b.group(group) + v * kW;
-    for (std::int64_t k = 0; k < b.depth; k += kW) {
+    std::int64_t k = 0;
+    Vec<T> square[kW];
+    if (block.count == kW) {
+      for (; k + kW <= b.depth; k += kW) {
+#pragma GCC unroll 16
+        for (std::int64_t i = 0; i < kW; ++i) {
+          square[i] = load<S>(block.first + i * stride + k);
+        }
+        transpose<T>(square);
+#pragma GCC unroll 16
+        for (std::int64_t i = 0; i < kW; ++i) {
+          store<T>(out + (k + i) * step, square[i]);
+        }
+      }
+    }
+    for (; k < b.depth; k += kW) {
       const std::int64_t deep = std::min(kW, b.depth - k);
-      Vec<T> square[kW];
       for (std::int64_t i = 0; i < kW; ++i) {
         square[i] = i < block.count ? load<S>(block.first + i * stride + k, deep) : Vec<T>{};
       }

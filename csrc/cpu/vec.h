@@ -68,21 +68,28 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::int64_t n) : data_(n > 0 ? allocate(n) : nullptr) {}
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  explicit Buffer(std::int64_t n) : bytes_(static_cast<std::size_t>(n) * sizeof(T)) {
+    data_ = n > 0 ? static_cast<T*>(scratch_allocate(bytes_)) : nullptr;
+  }
+  Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(data_, other.data_);
+    swap(other);
     return *this;
   }
-  ~Buffer() { ::operator delete(data_, std::align_val_t(kAlign)); }
+  ~Buffer() {
+    if (data_ != nullptr) {
+      scratch_free(data_, bytes_);
+    }
+  }
   T* get() const { return data_; }
 
  private:
-  static constexpr std::size_t kAlign = 64;
-  static T* allocate(std::int64_t n) {
-    return static_cast<T*>(::operator new(static_cast<std::size_t>(n) * sizeof(T), std::align_val_t(kAlign)));
+  void swap(Buffer& other) {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
   }
   T* data_ = nullptr;
+  std::size_t bytes_ = 0;
 };
 
 }  // namespace FUSED_RNN_LEVEL

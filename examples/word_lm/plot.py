@@ -33,26 +33,26 @@ def plot(result: Result, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rnn, (_, batch) = result.plain.model.rnn, result.plain.text.shape
+    rnn, batch = result.plain.model.rnn, result.plain.text.size(1)
+    mode = rnn.mode.partition("_")[0]
+    subtitle = (
+        f"word-level language model, {mode}({rnn.extra_repr()}); {batch} texts of "
+        f"{result.plain.recipe.steps} words an update; float32; torch {torch.__version__}; "
+        f"threads: {torch.get_num_threads()}"
+    )
     with pyplot.rc_context(_STYLE):
         figure = pyplot.figure(figsize=(13, 7.2), layout="constrained")
+        figure.get_layout_engine().set(rect=(0, 0, 1, 0.92))
         grid = figure.add_gridspec(2, 2, width_ratios=(1.6, 1), height_ratios=(3.2, 1))
         curves = figure.add_subplot(grid[0, 0])
         _draw_curves(curves, result)
         _draw_drift(figure.add_subplot(grid[1, 0], sharex=curves), result)
         _draw_speeds(figure.add_subplot(grid[:, 1]), result)
         figure.suptitle(
-            f"torch.nn.{rnn.mode.partition('_')[0]} becomes fused_rnn in the middle of training\n",
-            fontsize=16,
+            f"torch.nn.{mode} becomes fused_rnn.{mode} in the middle of training",
+            fontsize=17,
         )
-        figure.text(
-            0.5,
-            0.945,
-            f"{rnn}, batch {batch}, {result.plain.recipe.steps} steps, float32, "
-            f"torch {torch.__version__}, {torch.get_num_threads()} threads",
-            ha="center",
-            color="#555555",
-        )
+        figure.text(0.5, 0.928, subtitle, ha="center", color="#555555")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
         pyplot.close(figure)
@@ -65,24 +65,25 @@ def _draw_curves(axes: Axes, result: Result) -> None:
         (result.plain, _PLAIN, 6.0, 0, "torch.nn all the way"),
         (result.fused, _FUSED, 1.8, swap, "converted to fused_rnn"),
     ):
-        axes.plot(*_training(run, start), color=colour, linewidth=width, label=label)
+        axes.plot(*_training(run, start, swap), color=colour, linewidth=width, label=label)
         axes.plot(*_validation(run, start), color=colour, linewidth=width, marker="o",
                   markersize=4 + width / 2)  # fmt: skip
     axes.set_title("Perplexity: one model, two ways to go on")
     axes.set_yscale("log")
     values = [value for start in (0, swap) for value in _validation(result.plain, start)[1]]
-    top, bottom = 1.3 * max(values), 0.88 * min(*values, *_training(result.plain, swap)[1])
+    top, bottom = 1.3 * max(values), 0.88 * min(*values, *_training(result.plain, swap, swap)[1])
     axes.set_ylim(bottom, top)
     ticks = [tick for tick in _TICKS if bottom <= tick <= top]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(axis="y", alpha=0.3)
-    axes.set_xlim(0, last * 1.17)
+    axes.set_xlim(0, last * 1.19)
+    axes.tick_params(labelbottom=False)
     _mark_swap(axes, swap)
     axes.annotate("convert(model)", (swap, bottom), xytext=(6, 6), textcoords="offset points",
                   family="monospace")  # fmt: skip
     ends = [
-        (_training(result.fused, swap)[1][-1], "training\n(dropout on)"),
+        (_training(result.fused, swap, swap)[1][-1], "training\n(dropout on)"),
         (_validation(result.fused, swap)[1][-1], "validation"),
     ]
     for (value, text), side in zip(sorted(ends), ("top", "bottom"), strict=True):
@@ -95,10 +96,10 @@ def _mark_swap(axes: Axes, swap: int) -> None:
     axes.axvline(swap, color="black", linestyle=":", linewidth=1.3)
 
 
-def _training(run: Run, start: int) -> tuple[list[float], list[float]]:
-    """Average the loss over stretches of updates; each point stands at its stretch's middle."""
+def _training(run: Run, start: int, swap: int) -> tuple[list[float], list[float]]:
+    """Average the loss over stretches of updates, none across the swap; drawn at their middles."""
     stretch = max(len(run.losses) // 60, 1)
-    firsts = range(start, len(run.losses) - stretch + 1, stretch)
+    firsts = range(start + (swap - start) % stretch, len(run.losses) - stretch + 1, stretch)
     means = [statistics.mean(run.losses[first : first + stretch]) for first in firsts]
     return [first + stretch / 2 for first in firsts], [math.exp(mean) for mean in means]
 
@@ -113,19 +114,20 @@ def _draw_drift(axes: Axes, result: Result) -> None:
     gaps = [b - a for a, b in zip(plain[swap:], fused[swap:], strict=True)]
     rounding = torch.finfo(torch.float32).eps * 2 ** math.floor(math.log2(plain[swap]))
     power = math.floor(math.log10(max(rounding, *map(abs, gaps))))
-    axes.axhspan(-rounding / 10**power, rounding / 10**power, color="#dddddd",
-                 label="one float32 rounding of the loss")  # fmt: skip
+    axes.axhspan(-rounding / 10**power, rounding / 10**power, color="#e4e4e4")
+    axes.annotate(
+        "grey: one float32\nrounding of the loss", (swap / 2, 0), ha="center", va="center"
+    )
     axes.plot(range(swap + 1, len(plain) + 1), [gap / 10**power for gap in gaps], color=_FUSED,
               linewidth=1, marker=".", markersize=3)  # fmt: skip
     reach = 1.25 * max(rounding, *map(abs, gaps)) / 10**power
     axes.set_ylim(-reach, reach)
     axes.set_title(f"Loss of an update: fused_rnn's minus torch.nn's, in units of $10^{{{power}}}$")
     axes.set_xlabel("update")
-    axes.grid(axis="y", alpha=0.3)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= len(plain)])
     _mark_swap(axes, swap)
     axes.annotate(f"at most\n{result.drift.training:.1e}", (len(plain), 0), xytext=(8, 0),
                   va="center", textcoords="offset points")  # fmt: skip
-    axes.legend(loc="center left", frameon=False)
 
 
 def _draw_speeds(axes: Axes, result: Result) -> None:
@@ -137,10 +139,12 @@ def _draw_speeds(axes: Axes, result: Result) -> None:
             (0.19, row.fused, row.gain, _FUSED, "fused_rnn"),
         ):
             axes.barh(index + offset, length, height=0.36, color=colour)
-            inside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-            colour = "white" if name == "fused_rnn" else "black"
-            axes.annotate(f"{name}  {statistics.median(rates):,.0f}", (0, index + offset),
-                          color=colour, **inside)  # fmt: skip
+            # A bar too short for its text has it at its end.
+            inside = length > 0.45 * longest
+            axes.annotate(f"{name}  {statistics.median(rates):,.0f}",
+                          (0 if inside else length, index + offset), xytext=(8, 0), va="center",
+                          textcoords="offset points",
+                          color="white" if inside and colour == _FUSED else "black")  # fmt: skip
         verdict = f"{row.gain:.2f}x" + ("" if row.gain >= 1 else " (slower)")
         axes.annotate(verdict, (max(row.gain, 1.0), index + 0.19), xytext=(6, 0), va="center",
                       textcoords="offset points", weight="bold", fontsize=13)  # fmt: skip

@@ -44,7 +44,7 @@ def headline(run: Run, corpus: Corpus) -> str:
         f"       a vocabulary of {size} ({unknown:.1%} of the text is {data.UNKNOWN})\n"
         f"model  embedding, {rnn}, tied decoder: {parameters / 1e6:.2f} million parameters\n"
         f"with   fused_rnn {fused_rnn.__version__}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads\n"
+        f"threads: {torch.get_num_threads()}\n"
     )
 
 
@@ -109,6 +109,7 @@ def _curves(result: Result) -> str:
 
 
 def _speeds(speeds: Sequence[Speed]) -> str:
+    note = "speed-up: median and quartiles over rounds that each measured both, one after the other"
     heading = ("tokens per second, median", "torch.nn", "fused_rnn", "speed-up", "quartiles")
     rows = [
         (
@@ -120,4 +121,4 @@ def _speeds(speeds: Sequence[Speed]) -> str:
         )
         for row in speeds
     ]
-    return table(heading, rows)
+    return table(heading, rows) + f"\n{note}"

@@ -27,7 +27,5 @@ class Result:
         if not all(row.within for row in self.differences):
             return "the converted model's results differ by more than rounding"
         if not self.drift.within:
-            return (
-                f"the two curves differ by {self.drift.training:.1e}, more than rounding explains"
-            )
+            return f"the curves differ by {self.drift.training:.1e}, more than rounding explains"
         return None

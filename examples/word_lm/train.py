@@ -21,11 +21,13 @@ class Recipe:
     updates: int
     learning_rate: float
     clip: float = 1.0
+    warm_up: int = 20
 
     def rate(self, update: int) -> float:
-        """Fall from the full learning rate to a twentieth of it along half a cosine."""
+        """Rise to the full learning rate, then fall to a twentieth of it along half a cosine."""
+        rise = min((update + 1) / self.warm_up, 1.0)
         wave = 0.5 + 0.5 * math.cos(math.pi * update / self.updates)
-        return self.learning_rate * (0.05 + 0.95 * wave)
+        return self.learning_rate * rise * (0.05 + 0.95 * wave)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """The backends, and the choice between them.
 
-``use_backend()`` comes before the environment variable ``FUSED_RNN_BACKEND``, and that before the automatic choice: the first
-backend of the table that does not refuse. What is chosen by name either runs or fails with the reason.
+``use_backend()`` comes before the environment variable ``FUSED_RNN_BACKEND``, and that before the
+automatic choice: the first backend of the table that does not refuse. What is chosen by name either
+runs or fails with the reason.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from fused_rnn.backends import native, reference  # isort: skip
 
 __all__ = [
     "BACKENDS",
+    "TORCH",
     "Backend",
     "Inputs",
     "Problem",
     "Record",
     "Selection",
     "available_backends",
+    "note",
     "record",
     "select",
     "torch_ran",
@@ -107,8 +110,8 @@ def _check_name(name: str, source: str) -> None:
 def available_backends() -> dict[str, str | None]:
     r"""Return the name of every backend with ``None``, or with the reason why it cannot run here.
 
-    The order is that of the automatic choice. ``"torch"``, which :func:`use_backend` takes too, is not
-    listed: it is always there.
+    The order is that of the automatic choice. ``"torch"``, which :func:`use_backend` takes too, is
+    not listed: it is always there.
 
     Examples::
 
@@ -118,25 +121,15 @@ def available_backends() -> dict[str, str | None]:
     return {name: backend.available() for name, backend in BACKENDS.items()}
 
 
-def select(problem: Problem, layer: int = 0, directions: int = 1) -> Selection:
+def select(problem: Problem) -> Selection:
     """Return the backend that runs a problem, and the reasons of those that were asked before it.
-
-    Args:
-        problem: the scan to be run
-        layer, directions: where it stands in its module, for :func:`record`
 
     Raises:
         RuntimeError: if the backend chosen by name refuses, with its reason.
         ValueError: if the environment variable names no backend.
     """
     name = _choice.get() or _environment
-    selection = _automatic(problem) if name is None else _by_name(name, problem)
-    records = _records.get()
-    if records is not None:
-        backend = TORCH if selection.backend is None else selection.backend.name
-        for direction in range(directions):
-            records.append(Record(layer, direction, problem, backend, selection.refusals))
-    return selection
+    return _automatic(problem) if name is None else _by_name(name, problem)
 
 
 @lru_cache(maxsize=4096)
@@ -161,12 +154,21 @@ def _by_name(name: str, problem: Problem) -> Selection:
     backend = BACKENDS[name]
     reason = backend.available() or backend.supports(problem)
     if reason is not None:
-        raise RuntimeError(f"The backend {name!r} was asked for and cannot run this: {reason}.")
+        raise RuntimeError(_refusal(name, reason))
     return Selection(backend, {})
 
 
+def note(problem: Problem, selection: Selection, layer: int = 0, directions: int = 1) -> None:
+    """Tell :func:`record` what runs a problem, which stands for every direction of its layer."""
+    records = _records.get()
+    if records is not None:
+        backend = TORCH if selection.backend is None else selection.backend.name
+        for direction in range(directions):
+            records.append(Record(layer, direction, problem, backend, selection.refusals))
+
+
 def torch_ran(reason: str) -> None:
-    """Note that torch.nn ran a call which never got as far as :func:`select`.
+    """Tell :func:`record` that torch.nn ran a call which never got as far as :func:`select`.
 
     Raises:
         RuntimeError: if a backend had been chosen by name.
@@ -175,15 +177,19 @@ def torch_ran(reason: str) -> None:
     if name is not None:
         _check_name(name, "FUSED_RNN_BACKEND")
         if name != TORCH:
-            raise RuntimeError(f"The backend {name!r} was asked for and cannot run this: {reason}.")
+            raise RuntimeError(_refusal(name, reason))
     records = _records.get()
     if records is not None:
         records.append(Record(0, 0, None, TORCH, dict.fromkeys(BACKENDS, reason)))
 
 
+def _refusal(name: str, reason: str) -> str:
+    return f"The backend {name!r} was asked for and cannot run this: {reason}."
+
+
 @contextmanager
 def record() -> Iterator[list[Record]]:
-    """Collect what runs in this thread: one :class:`Record` per layer and direction, in the order of running."""
+    """Collect what runs in this thread, a :class:`Record` for each layer and direction."""
     records: list[Record] = []
     token = _records.set(records)
     try:

@@ -1,12 +1,11 @@
 """What is being done to torch itself while a layer runs: transforms, modes, tracing.
 
-A kernel computes plain numbers. Where torch calls are being batched, differentiated forwards, recast, traced or intercepted,
-only code made of torch's own operators does the right thing.
+A kernel computes plain numbers. Where torch calls are being batched, differentiated forwards,
+recast, traced or intercepted, only code made of torch's own operators does the right thing.
 """
 
 from __future__ import annotations
 
-import torch
 from torch._C import _is_any_autocast_enabled, _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
@@ -16,13 +15,14 @@ __all__ = ["ONLY_REFERENCE", "active"]
 VMAP = "vmap"
 FORWARD_AD = "forward-mode AD"
 AUTOCAST = "autocast"
+TRACING = "torch.jit.trace"
 
-# torch's own recurrent operators have no rule for these (not all of them, not for every dtype).
+# torch's own recurrent operators have no rule for these, not all of them and not for every dtype.
 ONLY_REFERENCE = frozenset({VMAP, FORWARD_AD})
 
 
 def active() -> str | None:
-    """Return the name of what is active, or None. On the path of every call: each test is one C call."""
+    """Return the name of what is active, or None; on the path of every call, so one C call each."""
     if peek_interpreter_stack() is not None:
         return _functorch()
     if forward_ad._current_level >= 0:
@@ -32,7 +32,7 @@ def active() -> str | None:
     if _len_torch_dispatch_stack():
         return "a TorchDispatchMode"
     if _is_tracing():
-        return "torch.jit.trace"
+        return TRACING
     return None
 
 

@@ -1,0 +1,82 @@
+#include "scratch.h"
+
+#include <cstdint>
+#include <mutex>
+#include <new>
+#include <vector>
+
+namespace fused_rnn {
+namespace {
+
+constexpr std::align_val_t kAlign{64};
+// Smaller blocks stay in malloc's own lists; together no more than kMostKept is held back.
+constexpr std::size_t kLeastKept = std::size_t{64} << 10, kMostKept = std::size_t{128} << 20;
+
+// Sizes are rounded up to an eighth of their power of two, so that similar problems share blocks.
+std::size_t rounded(std::size_t bytes) {
+  std::size_t step = 64;
+  while (step * 16 < bytes) {
+    step *= 2;
+  }
+  return (bytes + step - 1) / step * step;
+}
+
+struct Kept {
+  void* block;
+  std::size_t bytes;
+};
+
+struct Cache {
+  std::mutex mutex;
+  std::vector<Kept> blocks;  // oldest first
+  std::size_t bytes = 0;
+};
+
+// Never destroyed: threads may still run when static objects are.
+Cache& cache() {
+  static Cache* const the_cache = new Cache;
+  return *the_cache;
+}
+
+}  // namespace
+
+void* scratch_allocate(std::size_t bytes) {
+  bytes = rounded(bytes);
+  if (bytes >= kLeastKept) {
+    Cache& c = cache();
+    const std::lock_guard<std::mutex> lock(c.mutex);
+    for (std::size_t i = c.blocks.size(); i-- > 0;) {
+      if (c.blocks[i].bytes == bytes) {
+        void* const block = c.blocks[i].block;
+        c.blocks.erase(c.blocks.begin() + static_cast<std::ptrdiff_t>(i));
+        c.bytes -= bytes;
+        return block;
+      }
+    }
+  }
+  return ::operator new(bytes, kAlign);
+}
+
+void scratch_free(void* block, std::size_t bytes) noexcept {
+  bytes = rounded(bytes);
+  if (bytes >= kLeastKept && bytes <= kMostKept) {
+    Cache& c = cache();
+    const std::lock_guard<std::mutex> lock(c.mutex);
+    try {
+      c.blocks.push_back({block, bytes});
+    } catch (const std::bad_alloc&) {
+      ::operator delete(block, kAlign);
+      return;
+    }
+    c.bytes += bytes;
+    while (c.bytes > kMostKept) {
+      c.bytes -= c.blocks.front().bytes;
+      ::operator delete(c.blocks.front().block, kAlign);
+      c.blocks.erase(c.blocks.begin());
+    }
+    return;
+  }
+  ::operator delete(block, kAlign);
+}
+
+}  // namespace fused_rnn
