@@ -21,7 +21,7 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # contract: a product and a sum become one instruction; the others let vector code stay branch-free.
 # No -ffast-math: NaN and infinity keep their meaning.
-FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 if os.environ.get("FUSED_RNN_WERROR"):
     WARNINGS.append("-Werror")

@@ -78,7 +78,7 @@ def _draw(axis: Axes, title: str, group: Sequence[CaseResult]) -> None:
     )  # fmt: skip
     for position, value in zip(positions, speedups, strict=True):
         axis.annotate(
-            f"{value:.2f}x", (max(value, 1), position), xytext=(4, 0), textcoords="offset points",
+            f"{value:#.3g}x", (max(value, 1), position), xytext=(4, 0), textcoords="offset points",
             va="center", fontsize=7.5, color="black" if value >= 1 else _LOSS,
         )  # fmt: skip
     for name, (marker, colour) in _OTHERS.items():
@@ -104,6 +104,7 @@ def _draw(axis: Axes, title: str, group: Sequence[CaseResult]) -> None:
     axis.margins(y=0.01)
     axis.set_title(title, loc="left", fontweight="bold")
     axis.set_xlabel(f"times faster than {BASELINE}", fontsize=8)
+    axis.set_axisbelow(True)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -1,4 +1,7 @@
-"""Recurrent layers for PyTorch, each step fused into one pass: drop-ins for torch.nn's LSTM, GRU, RNN and their cells."""
+"""Recurrent layers for PyTorch with the gate arithmetic fused into one pass.
+
+Drop-ins for torch.nn's LSTM, GRU and RNN and their cells: the same weights, outputs and errors.
+"""
 
 from fused_rnn import functional
 from fused_rnn.backends import available_backends, use_backend

@@ -1,8 +1,9 @@
 """Differentiation, for every backend at once.
 
-A backend knows a forward and a backward, both plain arithmetic. Here they become one node of autograd's graph. Whatever asks for
-more than plain gradients (``create_graph=True``, vmap over the backward) gets them from the reference backend, which is made of
-torch's own operators and so can be differentiated and batched as often as one likes.
+A backend knows a forward and a backward, both plain arithmetic. Here they become one node of
+autograd's graph. Whatever asks for more than plain gradients (``create_graph=True``, vmap over the
+backward) gets them from the reference backend, which is made of torch's own operators and so can be
+differentiated and batched as often as one likes.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class _Scan(torch.autograd.Function):
 
 
 class _Step(torch.autograd.Function):
-    """A scan of length one. The views that make it one are taken in here, where they cost no node of the graph."""
+    """A scan of length one; the views that make it one cost no node of the graph in here."""
 
     @staticmethod
     def forward(

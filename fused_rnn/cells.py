@@ -1,11 +1,14 @@
 """The cells' equations in plain torch: the specification that every kernel is checked against.
 
-A recurrent network reads a sequence one step at a time and carries a *state* from step to step. A cell is what happens in
-one step: it takes the step's input ``x`` and the state left by the previous step, and returns the new state. The hidden state
-``h`` is also the step's output; the LSTM keeps a second one, the cell state ``c``, that only the cell itself sees.
+A recurrent network reads a sequence one step at a time and carries a *state* from step to step. A
+cell is what happens in one step: it takes the step's input ``x`` and the state that the previous
+step left, and returns the new state. The hidden state ``h`` is also the step's output; the LSTM
+keeps a second one, the cell state ``c``, that only the cell itself sees.
 
-Every cell adds up what the input says, ``W_ih x + b_ih``, and what the past says, ``W_hh h + b_hh``, for each of its gates.
-The rows of the weights hold the gates one below the other, in torch.nn's order.
+Every cell looks at what the input says, ``W_ih x + b_ih``, and at what the past says,
+``W_hh h + b_hh``, for each of its gates. A gate is a number between 0 and 1 for each hidden unit,
+which says how much of something passes. The rows of the weights hold the gates one below the other,
+in torch.nn's order.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ __all__ = ["CELLS", "Cell", "State", "Weights", "gru", "lstm", "rnn_relu", "rnn_
 
 
 class Weights(NamedTuple):
-    """The parameters of a cell with ``G`` gates, ``I`` inputs, ``H`` hidden units and an output of ``R`` features."""
+    """The parameters of a cell: ``G`` gates, ``I`` inputs, ``H`` hidden units, ``R`` outputs."""
 
     w_ih: Tensor  # (G*H, I)
     w_hh: Tensor  # (G*H, R)
@@ -39,7 +42,7 @@ class State(NamedTuple):
 
 
 def lstm(x: Tensor, state: State, weights: Weights) -> State:
-    """Apply one step of a long short-term memory; gates in the order input, forget, candidate, output."""
+    """Apply one step of a long short-term memory; gates: input, forget, candidate, output."""
     h, c = state
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     a_i, a_f, a_g, a_o = (linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)).chunk(4, dim=-1)
@@ -56,15 +59,15 @@ def lstm(x: Tensor, state: State, weights: Weights) -> State:
 
 
 def gru(x: Tensor, state: State, weights: Weights) -> State:
-    """Apply one step of a gated recurrent unit; gates in the order reset, update, new."""
+    """Apply one step of a gated recurrent unit; gates: reset, update, new."""
     h = state.h
     x_r, x_z, x_n = linear(x, weights.w_ih, weights.b_ih).chunk(3, dim=-1)
     h_r, h_z, h_n = linear(h, weights.w_hh, weights.b_hh).chunk(3, dim=-1)
 
-    r = torch.sigmoid(x_r + h_r)  # reset gate: how much of the past the new state hears
+    r = torch.sigmoid(x_r + h_r)  # reset gate: how much of the past the candidate hears
     z = torch.sigmoid(x_z + h_z)  # update gate: how much of the past stays
-    n = torch.tanh(x_n + r * h_n)  # new state
-    h = (1 - z) * n + z * h
+    n = torch.tanh(x_n + r * h_n)  # candidate
+    h = (1 - z) * n + z * h  # new hidden state
     return State(h, None)
 
 

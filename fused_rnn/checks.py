@@ -93,7 +93,7 @@ def _weight_shapes(stack: Stack) -> tuple[tuple[tuple[int, ...], ...], ...]:
 
 
 def foreign(x: object, h0: object, c0: object, rows: Sequence[Sequence[object]]) -> str | None:
-    """Return None if all operands are plain tensors (a state may be None), or the reason why not."""
+    """Return None if the operands are plain tensors (or None for a state), or why they are not."""
     if _is_tracing():
         return f"the sizes are not known to {transforms.TRACING}"
     if type(x) not in _PLAIN:
@@ -129,6 +129,8 @@ def misfit(
         any_dtype: whether dtypes may differ, as under autocast
     """
     dtype, device = weight.dtype, weight.device
+    if stack.proj_size and not CELLS[stack.cell].has_cell_state:
+        return "only an LSTM has projections"
     if x.shape[-1] != stack.input_size:
         return f"the input has {x.shape[-1]} features instead of {stack.input_size}"
     if not x.shape[0]:
@@ -168,9 +170,10 @@ def check_weights(
             raise RuntimeError(f"expected {len(row_shapes)} weights in row {k}, got {len(row)}")
         for i, (w, shape) in enumerate(zip(row, row_shapes, strict=True)):
             if w.shape != shape or w.device != device or (w.dtype is not dtype and not any_dtype):
+                name = names[k][i] if names else f"weights[{k}][{i}]"
                 raise RuntimeError(
-                    f"{names[k][i] if names else f'weights[{k}][{i}]'} should be {shape}, {dtype}, on "
-                    f"{device}; it is {tuple(w.shape)}, {w.dtype}, on {w.device}"
+                    f"{name} should be {shape}, {dtype}, on {device}; "
+                    f"it is {tuple(w.shape)}, {w.dtype}, on {w.device}"
                 )
 
 

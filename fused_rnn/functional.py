@@ -1,7 +1,7 @@
 """The recurrent layers and cells as functions: layers, directions, dropout and packing over scans.
 
-This is the one place that knows how a stack of layers is made of scans; :mod:`fused_rnn.modules` puts parameters and
-torch.nn's argument checks on top of it.
+For models that keep their weights themselves. :mod:`fused_rnn.modules` has the same with
+parameters and with torch.nn's argument checks.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def lstm(
         bidirectional: whether the weights come in pairs, one for each direction. Default: ``False``
         dropout: probability of an element being zeroed between layers. Default: 0
         training: whether dropout is applied. Default: ``False``
-        batch_first: whether ``input`` and output are (N, T, \*) instead of (T, N, \*). Default: ``False``
+        batch_first: whether ``input`` and output are :math:`(N, T, \cdot)` instead of
+            :math:`(T, N, \cdot)`. Default: ``False``
         batch_sizes: the ``batch_sizes`` of a packed sequence. Default: ``None``
 
     Shape:
@@ -65,8 +66,8 @@ def lstm(
         - hx: :math:`(L \cdot D, N, R)` and :math:`(L \cdot D, N, H)` for :math:`L` layers and
           :math:`D` directions, where :math:`R` is the projected size or :math:`H`; in the order
           of the packed data
-        - output: :math:`(T, N, D \cdot R)`, or :math:`(\sum \text{batch\_sizes}, D \cdot R)`, and the
-          final states in the shapes of ``hx``
+        - output: :math:`(T, N, D \cdot R)`, or :math:`(\sum \text{batch\_sizes}, D \cdot R)`,
+          and the final states in the shapes of ``hx``
 
     Raises:
         RuntimeError: if the operands do not fit together.
@@ -80,6 +81,8 @@ def lstm(
         torch.Size([5, 3, 20])
     """
     h0, c0 = (None, None) if hx is None else hx
+    if (h0 is None) != (c0 is None):
+        raise RuntimeError("lstm: expected two initial states or none, got one")
     output, h_n, c_n = _checked_stack(
         "lstm", input, h0, c0, weights, bidirectional, dropout, training, batch_first, batch_sizes
     )

@@ -128,8 +128,8 @@ class RNN(Layers):
     ``torch.nn.RNN``'s own forward; :func:`fused_rnn.explain` tells which ran.
 
     Args:
-        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional:
-            see :class:`torch.nn.RNN`
+        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
+            bidirectional: see :class:`torch.nn.RNN`
 
     Inputs: input, h_0
         as in :class:`GRU`
@@ -227,7 +227,7 @@ class GRUCell(Cell, nn.GRUCell):
 
 
 class RNNCell(Cell, nn.RNNCell):
-    r"""A cell of the plain recurrent network, with tanh or ReLU: a drop-in for :class:`torch.nn.RNNCell`.
+    r"""A plain recurrent cell, with tanh or ReLU: a drop-in for :class:`torch.nn.RNNCell`.
 
     Arguments, inputs, outputs, parameters, initial values and errors are those of
     :class:`torch.nn.RNNCell`.

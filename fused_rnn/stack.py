@@ -1,7 +1,7 @@
 """Stacks of layers made of scans, and single steps: what runs once the operands are known to fit.
 
-Layers, directions, dropout, packing and the choice of backends live here; the functions and the
-modules on top of it differ only in what they do about operands that do not fit.
+Layers, directions, dropout and packing live here; the functions and the modules on top of it differ
+only in what they do about operands that do not fit.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def _run_cell(
 def torch_cell(
     cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
+    """Run one step by torch's own operator."""
     if CELLS[cell].has_cell_state:
         return _TORCH_CELLS[cell](x, (h, c), *weights)
     return _TORCH_CELLS[cell](x, h, *weights), None
@@ -181,13 +182,14 @@ def _choose(
         choices.append((problem, select(problem)))
         i = (p or h) * directions
     backends = [selection.backend for _, selection in choices]
-    alone = None in backends
-    for layer, (problem, (backend, refusals)) in enumerate(choices):
-        if alone and backend is not None:
+    by_torch = None in backends
+    for layer, (problem, selection) in enumerate(choices):
+        if by_torch and selection.backend is not None:
             reason = "torch.nn runs all layers or none, and another one needs it"
-            backend, refusals = None, {**refusals, backend.name: reason}
-        note(problem, Selection(backend, refusals), layer, directions)
-    return None if alone else backends
+            refusals = {**selection.refusals, selection.backend.name: reason}
+            selection = Selection(None, refusals)
+        note(problem, selection, layer, directions)
+    return None if by_torch else backends
 
 
 def _initial_states(
@@ -227,6 +229,7 @@ def torch_stack(
     dropout: float,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run layers on layers by torch's own operator; see :func:`run_stack`."""
     states, h = stack.layers * stack.directions, stack.hidden_size
     has_c = CELLS[stack.cell].has_cell_state
     if h0 is None:

@@ -237,6 +237,12 @@ def test_a_weight_that_was_deleted_is_still_used(layer):
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+def test_a_gru_with_a_projection_is_of_no_use():
+    theirs, ours = twins("GRU", 3, 4, 1, True, False, 0.0, False, 2)
+    x = z(5, 2, 3)
+    assert_same_error(outcome(lambda: theirs(x)), outcome(lambda: ours(x)))
+
+
 # For cells made with (3, 4).
 BAD_STEPS = {
     "rank 0": (z(()), None),

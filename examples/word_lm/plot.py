@@ -71,7 +71,9 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     axes.set_title("Perplexity: one model, two ways to go on")
     axes.set_yscale("log")
     values = [value for start in (0, swap) for value in _validation(result.plain, start)[1]]
-    top, bottom = 1.3 * max(values), 0.88 * min(*values, *_training(result.plain, swap, swap)[1])
+    # The first updates' heights would squeeze what matters here.
+    top = min(1.3 * max(values), 2.2 * math.exp(result.plain.validation[swap]))
+    bottom = 0.88 * min(*values, *_training(result.plain, swap, swap)[1])
     axes.set_ylim(bottom, top)
     ticks = [tick for tick in _TICKS if bottom <= tick <= top]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
@@ -140,7 +142,7 @@ def _draw_speeds(axes: Axes, result: Result) -> None:
         ):
             axes.barh(index + offset, length, height=0.36, color=colour)
             # A bar too short for its text has it at its end.
-            inside = length > 0.45 * longest
+            inside = length > 0.38 * longest
             axes.annotate(f"{name}  {statistics.median(rates):,.0f}",
                           (0 if inside else length, index + offset), xytext=(8, 0), va="center",
                           textcoords="offset points",
@@ -148,7 +150,9 @@ def _draw_speeds(axes: Axes, result: Result) -> None:
         verdict = f"{row.gain:.2f}x" + ("" if row.gain >= 1 else " (slower)")
         axes.annotate(verdict, (max(row.gain, 1.0), index + 0.19), xytext=(6, 0), va="center",
                       textcoords="offset points", weight="bold", fontsize=13)  # fmt: skip
-        axes.annotate(row.job, (0, index - 0.42), va="bottom")
+        # Above the line at 1, which would run through the longer names.
+        axes.annotate(row.job, (0, index - 0.42), va="bottom", zorder=3,
+                      bbox={"facecolor": "white", "linewidth": 0, "pad": 1})  # fmt: skip
     axes.set_xlim(0, longest * 1.3)
     axes.set_ylim(len(speeds) - 0.5, -0.7)
     axes.set_yticks([])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ class Progress:
     """One line that tells how far `total` units of work have come, redrawn on a terminal."""
 
     total: float
-    stream: TextIO = sys.stdout
+    stream: TextIO = field(default_factory=lambda: sys.stdout)
     done: float = 0.0
     start: float = field(default_factory=time.monotonic)
     shown: float = -math.inf
@@ -27,14 +28,16 @@ class Progress:
         self.done += work
         now = time.monotonic()
         redraw = self.stream.isatty()
-        if now - self.shown < (0.1 if redraw else _EVERY):
+        share = min(self.done / self.total, 1.0)
+        if now - self.shown < (0.1 if redraw else _EVERY) and share < 0.9999:
             return
         self.shown = now
-        share = min(self.done / self.total, 1.0)
         left = (now - self.start) * (1 - share) / share if share else 0.0
         bar = ("#" * round(_BAR * share)).ljust(_BAR, ".")
         line = f"[{bar}] {share:4.0%}, about {clock(left)} left: {text}"
-        self.stream.write(f"\r\033[K{line[:119]}" if redraw else f"{line}\n")
+        # A line that wraps could not be redrawn.
+        width = shutil.get_terminal_size().columns - 1
+        self.stream.write(f"\r\033[K{line[:width]}" if redraw else f"{line}\n")
         self.stream.flush()
 
     def clear(self) -> None:

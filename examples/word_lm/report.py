@@ -78,7 +78,7 @@ def summary(result: Result) -> str:
             "",
             _curves(result),
             "",
-            _speeds(result.speeds),
+            speeds(result.speeds),
         ]
     )
 
@@ -108,7 +108,8 @@ def _curves(result: Result) -> str:
     return table((title, "torch.nn", "fused_rnn", "largest difference"), rows) + f"\n{note}"
 
 
-def _speeds(speeds: Sequence[Speed]) -> str:
+def speeds(measured: Sequence[Speed]) -> str:
+    """Return the table of tokens per second."""
     note = "speed-up: median and quartiles over rounds that each measured both, one after the other"
     heading = ("tokens per second, median", "torch.nn", "fused_rnn", "speed-up", "quartiles")
     rows = [
@@ -119,6 +120,6 @@ def _speeds(speeds: Sequence[Speed]) -> str:
             f"{row.gain:.2f}x" + ("" if row.gain >= 1 else " slower"),
             "{:.2f} to {:.2f}".format(*row.spread),
         )
-        for row in speeds
+        for row in measured
     ]
     return table(heading, rows) + f"\n{note}"

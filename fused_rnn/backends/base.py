@@ -11,7 +11,10 @@ __all__ = ["Backend", "Inputs", "Problem", "Selection"]
 
 
 class Inputs(NamedTuple):
-    """The operands of one layer in one direction; all contiguous, of one dtype and on one device."""
+    """The operands of one layer in one direction: of one dtype, on one device, contiguous.
+
+    Those of a single step may have any strides where the backend ``checks_operands``.
+    """
 
     x: Tensor  # (T, N, I), or (rows, I) where the data is packed
     h0: Tensor  # (N, R), R = P or H
@@ -42,9 +45,10 @@ class Problem(NamedTuple):
 class Backend(Protocol):
     """One way to run a scan; a module of ``fused_rnn.backends`` is one.
 
-    ``batch_sizes`` is None for dense data; for packed data it is an int64 CPU tensor of shape (T,), as in
-    :class:`torch.nn.utils.rnn.PackedSequence`. With ``reverse`` each sequence is scanned from its own last step to its first;
-    ``y`` stays in the order of time, and the final states are those after the last scanned step.
+    ``batch_sizes`` is None for dense data; for packed data it is an int64 CPU tensor of shape (T,),
+    as in :class:`torch.nn.utils.rnn.PackedSequence`. With ``reverse`` each sequence is scanned from
+    its own last step to its first; ``y`` stays in the order of time, and the final states are those
+    after the last scanned step.
     """
 
     name: str
@@ -65,7 +69,7 @@ class Backend(Protocol):
         reverse: bool,
         training: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
-        """Return y (T, N, R) | (rows, R), h_n (N, R), c_n (N, H) | None, and what backward needs besides."""
+        """Return y (T, N, R) | (rows, R), h_n (N, R), c_n (N, H) | None, and what to save."""
 
     def backward(
         self,

@@ -67,7 +67,7 @@ def _scan_packed(
     sizes = batch_sizes.tolist()
     steps = inputs.x.split(sizes)
     y, ended = [], []
-    # Sequences stand longest first: forwards the last rows drop out one by one, in reverse they come in one by one.
+    # Sequences stand longest first: forwards the last rows drop out, in reverse they come in.
     state = _rows(first, 0, sizes[-1] if reverse else sizes[0])
     for x in reversed(steps) if reverse else steps:
         running, n = len(state.h), len(x)
@@ -110,8 +110,8 @@ def backward(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Where one input was computed from another (h0 from x, say), autograd.grad would follow that path too and count it
-        # a second time; an alias of each input ends it here.
+        # Where one input was computed from another (h0 from x, say), autograd.grad would follow
+        # that path too and count it a second time; an alias of each input ends it here.
         aliases = Inputs(*map(_alias, inputs, needs))
         results = forward(cell, aliases, batch_sizes, reverse, True)[:3]
         used = [(r, d) for r, d in zip(results, (dy, dh_n, dc_n), strict=True) if d is not None]
