@@ -36,6 +36,10 @@ Row = Sequence[Tensor]
 _PLAIN = frozenset({Tensor, Parameter})
 
 
+def _is_plain(t: object) -> bool:
+    return type(t) in _PLAIN and t.layout is torch.strided and not t.is_nested
+
+
 class Stack(NamedTuple):
     """The sizes of a stack of layers."""
 
@@ -96,15 +100,15 @@ def foreign(x: object, h0: object, c0: object, rows: Sequence[Sequence[object]])
     """Return None if the operands are plain tensors (or None for a state), or why they are not."""
     if _is_tracing():
         return f"the sizes are not known to {transforms.TRACING}"
-    if type(x) not in _PLAIN:
-        return f"the input is a {type(x).__name__}"
+    if not _is_plain(x):
+        return f"the input is no plain tensor but a {type(x).__name__}"
     for state in (h0, c0):
-        if state is not None and type(state) not in _PLAIN:
-            return f"an initial state is a {type(state).__name__}"
+        if state is not None and not _is_plain(state):
+            return f"an initial state is no plain tensor but a {type(state).__name__}"
     for row in rows:
         for w in row:
-            if type(w) not in _PLAIN:
-                return f"a weight is a {type(w).__name__}"
+            if not _is_plain(w):
+                return f"a weight is no plain tensor but a {type(w).__name__}"
     return None
 
 
@@ -213,7 +217,7 @@ def cell_fits(
     b_hh: Tensor | None,
 ) -> bool:
     """Return whether these are the operands of one step, x (N, I) and the others to match."""
-    if type(x) not in _PLAIN or type(h) not in _PLAIN or x.dim() != 2 or h.dim() != 2:
+    if not _is_plain(x) or not _is_plain(h) or x.dim() != 2 or h.dim() != 2:
         return False
     if (c is not None) != CELLS[cell].has_cell_state:
         return False
@@ -226,6 +230,9 @@ def cell_fits(
     needed = [(h, (n, size)), (w_ih, (rows, i)), (w_hh, (rows, size))]
     optional = [(c, (n, size)), (b_ih, (rows,)), (b_hh, (rows,))]
     for t, shape in needed + [(t, shape) for t, shape in optional if t is not None]:
-        if type(t) not in _PLAIN or t.shape != shape or t.dtype is not dtype or t.device != device:
+        if not _is_plain(t) or t.shape != shape or t.dtype is not dtype or t.device != device:
+            return False
+        # Autograd refuses to save these; torch.nn may get by without.
+        if t.is_inference() and torch.is_grad_enabled():
             return False
     return True

@@ -54,48 +54,35 @@ def run_cell(
         - x: (N, I); h, c and the results: (N, H)
     """
     try:
-        return _run_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
+        training = torch.is_grad_enabled() and (
+            w_ih.requires_grad
+            or w_hh.requires_grad
+            or x.requires_grad
+            or h.requires_grad
+            or (c is not None and c.requires_grad)
+            or (b_ih is not None and b_ih.requires_grad)
+            or (b_hh is not None and b_hh.requires_grad)
+        )
+        transform = transforms.active()
+        if transform is transforms.TRACING:  # sizes are not numbers then
+            return None
+        n, i = x.shape
+        size = h.shape[1]
+        problem = (cell, x.device, x.dtype, 1, n, i, size, 0, False, training, transform)
+        selection = select(problem)
+        backend = selection.backend
+        if backend is None:
+            state = torch_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
+        elif backend.checks_operands:
+            state = autograd.step(backend, cell, training, x, h, c, w_ih, w_hh, b_ih, b_hh, None)
+        elif cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
+            dense = (t if t is None else t.contiguous() for t in (x, h, c, w_ih, w_hh, b_ih, b_hh))
+            state = autograd.step(backend, cell, training, *dense, None)
+        else:
+            return None
     except Exception:
         if cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
             raise
-        return None
-
-
-def _run_cell(
-    cell: str,
-    x: Tensor,
-    h: Tensor,
-    c: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-) -> tuple[Tensor, Tensor | None] | None:
-    training = torch.is_grad_enabled() and (
-        w_ih.requires_grad
-        or w_hh.requires_grad
-        or x.requires_grad
-        or h.requires_grad
-        or (c is not None and c.requires_grad)
-        or (b_ih is not None and b_ih.requires_grad)
-        or (b_hh is not None and b_hh.requires_grad)
-    )
-    transform = transforms.active()
-    if transform is transforms.TRACING:  # sizes are not numbers then
-        return None
-    n, i = x.shape
-    size = h.shape[1]
-    problem = Problem(cell, x.device, x.dtype, 1, n, i, size, 0, False, training, transform)
-    selection = select(problem)
-    backend = selection.backend
-    if backend is None:
-        state = torch_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
-    elif backend.checks_operands:
-        state = autograd.step(backend, cell, training, x, h, c, w_ih, w_hh, b_ih, b_hh, None)
-    elif cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
-        operands = (t if t is None else t.contiguous() for t in (x, h, c, w_ih, w_hh, b_ih, b_hh))
-        state = autograd.step(backend, cell, training, *operands, None)
-    else:
         return None
     note(problem, selection)
     return state

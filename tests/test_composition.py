@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, v
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
-from twins import CELLS, LAYERS, assert_same, leaves, sequences, states, twins
+from twins import CELLS, LAYERS, assert_same, leaves, outcome, sequences, states, twins
 
 import fused_rnn
 
@@ -458,3 +458,34 @@ def test_frozen_layers_keep_no_graph(name):
     ours.weight_hh_l1.requires_grad_()
     first(ours(example(name))).sum().backward()
     assert [n for n, p in ours.named_parameters() if p.grad is not None] == ["weight_hh_l1"]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_sparse_input_and_weights_from_inference_mode(name):
+    theirs, ours = twins(name, 3, 4)
+    x = example(name)
+    torch.testing.assert_close(ours(x.to_sparse()), theirs(x.to_sparse()))
+    with torch.inference_mode():
+        theirs, ours = twins(name, 3, 4)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_views_with_a_pending_negation(name):
+    _, ours = twins(name, 3, 4)
+    x = torch.complex(example(name), example(name)).conj().imag
+    assert x.is_neg()
+    assert_same(ours(x.resolve_neg()), ours(x))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_nested_and_sparse_tensors_are_torchs_business(name):
+    theirs, ours = twins(name, 3, 4)
+    for x in (
+        torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(3, 3)]),
+        example(name).to_sparse(),
+        example(name).to_mkldnn(),
+    ):
+        expected, found = outcome(lambda x=x: theirs(x)), outcome(lambda x=x: ours(x))
+        assert found[:2] == expected[:2] == ("raised", expected[1])
+        assert found[2] == expected[2]

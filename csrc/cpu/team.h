@@ -113,7 +113,7 @@ struct Grid {
   Grid(std::int64_t groups_, std::int64_t rows_, int members) : groups(groups_), rows(rows_) {
     const std::int64_t wanted = members == 1 ? 1 : 4 * static_cast<std::int64_t>(members);
     constexpr std::int64_t kFewestRows = 4;
-    column_parts = std::min(groups, wanted);
+    column_parts = std::max<std::int64_t>(std::min(groups, wanted), 1);
     row_parts = std::min(std::max<std::int64_t>(rows / kFewestRows, 1), ceil_div(wanted, column_parts));
   }
   std::int64_t items() const { return column_parts * row_parts; }

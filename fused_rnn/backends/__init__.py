@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from types import TracebackType
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from fused_rnn.backends.base import Backend, Inputs, Problem, Selection
 from fused_rnn.backends.transforms import ONLY_REFERENCE
@@ -121,8 +121,10 @@ def available_backends() -> dict[str, str | None]:
     return {name: backend.available() for name, backend in BACKENDS.items()}
 
 
-def select(problem: Problem) -> Selection:
+def select(problem: Problem | tuple[Any, ...]) -> Selection:
     """Return the backend that runs a problem, and the reasons of those that were asked before it.
+
+    A plain tuple of the same elements does as well, and is made faster.
 
     Raises:
         RuntimeError: if the backend chosen by name refuses, with its reason.
@@ -133,7 +135,8 @@ def select(problem: Problem) -> Selection:
 
 
 @lru_cache(maxsize=4096)
-def _automatic(problem: Problem) -> Selection:
+def _automatic(problem: tuple[Any, ...]) -> Selection:
+    problem = Problem._make(problem)
     refusals: dict[str, str] = {}
     for name, backend in BACKENDS.items():
         if backend is reference and problem.transform not in ONLY_REFERENCE:
@@ -147,7 +150,8 @@ def _automatic(problem: Problem) -> Selection:
 
 
 @lru_cache(maxsize=4096)
-def _by_name(name: str, problem: Problem) -> Selection:
+def _by_name(name: str, problem: tuple[Any, ...]) -> Selection:
+    problem = Problem._make(problem)
     _check_name(name, "FUSED_RNN_BACKEND")
     if name == TORCH:
         return Selection(None, {})
@@ -158,13 +162,16 @@ def _by_name(name: str, problem: Problem) -> Selection:
     return Selection(backend, {})
 
 
-def note(problem: Problem, selection: Selection, layer: int = 0, directions: int = 1) -> None:
+def note(
+    problem: tuple[Any, ...], selection: Selection, layer: int = 0, directions: int = 1
+) -> None:
     """Tell :func:`record` what runs a problem, which stands for every direction of its layer."""
     records = _records.get()
     if records is not None:
         backend = TORCH if selection.backend is None else selection.backend.name
         for direction in range(directions):
-            records.append(Record(layer, direction, problem, backend, selection.refusals))
+            of = Problem._make(problem)
+            records.append(Record(layer, direction, of, backend, selection.refusals))
 
 
 def torch_ran(reason: str) -> None:
