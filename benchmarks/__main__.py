@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device=torch.device(options.device),
         threads=options.threads,
         quick=options.quick,
+        wait_seconds=options.wait,
         seconds=options.seconds or (_QUICK_SECONDS if options.quick else _SECONDS),
     )
     run, interrupted = _measure(cases, settings, options.filter)
@@ -75,6 +76,7 @@ def _measure(cases: Sequence[Case], settings: Settings, pattern: str | None) -> 
             "quick": settings.quick,
             "filter": pattern,
             "seconds_per_case": settings.seconds,
+            "wait_seconds": settings.wait_seconds,
             "compile_seconds": settings.compile_seconds,
             "peak_memory": "growth of the resident set's high-water mark in a fresh process",
         },
@@ -112,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=sorted(CLOCKS), default="cpu", help="default: cpu")
     parser.add_argument(
         "--seconds", type=_positive(float), help=f"of samples per case; default: {_SECONDS:g}"
+    )
+    parser.add_argument(
+        "--wait",
+        type=_positive(float),
+        default=0.0,
+        metavar="SECONDS",
+        help="in all, for other work to leave the cores, and to repeat cases that it disturbed",
     )
     parser.add_argument("--list", action="store_true", help="print the cases' ids and stop")
     return parser

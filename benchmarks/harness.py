@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .cases import Case
-from .machine import OtherWork
+from .machine import DISTURBING, OtherWork, wait_for_idle_cores
 from .memory import PeakMemory
 from .peers import BASELINE, OURS, PEERS, Peer, Prepared, Settings, UnavailableError
 from .timing import Timing, time_interleaved
@@ -46,6 +47,11 @@ class CaseResult:
     peers: dict[str, PeerResult] = field(default_factory=dict)
     failure: str | None = None
     other_work: dict[str, float] = field(default_factory=dict)  # while it was timed
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work on the cores was enough to spoil the timing."""
+        return sum(self.other_work.values()) > DISTURBING
 
     def seconds(self, peer: str) -> float | None:
         """Median seconds per call, or None where the peer was not timed."""
@@ -92,15 +98,31 @@ class Harness:
                 return result
             calls = {name: ready.call for name, ready in prepared.items()}
             seconds = self._settings.seconds * (_CELL_SHARE if case.single_cell else 1)
-            watch = OtherWork()
-            timings = time_interleaved(calls, self._settings.device, seconds)
-            result.other_work = watch.shares()
+            timings = self._time(calls, seconds, result)
         for name, timing in timings.items():
             result.peers[name].timing = timing
         for name in (BASELINE, OURS):
             if result.peers[name].timing and not case.single_cell:
                 result.peers[name].peak_bytes = self._memory.measure(case, name)
         return result
+
+    def _time(
+        self, calls: Mapping[str, Callable[[], Any]], seconds: float, result: CaseResult
+    ) -> dict[str, Timing]:
+        """Time the calls; again, while waiting is left, if other work disturbed them."""
+        start, left = time.perf_counter(), self._settings.wait_seconds
+        while True:
+            wait_for_idle_cores(left - (time.perf_counter() - start))
+            watch, begin = OtherWork(), time.perf_counter()
+            timings = time_interleaved(calls, self._settings.device, seconds)
+            result.other_work = watch.shares()
+            took = time.perf_counter() - begin
+            waited = time.perf_counter() - start - took
+            if not result.disturbed or waited >= left:
+                break
+        # What an undisturbed case takes is the run's own time, not waiting.
+        self._settings.wait_seconds = max(left - waited, 0.0)
+        return timings
 
     def _prepare(self, work: Work, result: CaseResult) -> dict[str, Prepared]:
         """Prepare the peers and check what they compute; fills in their errors."""

@@ -30,6 +30,7 @@ _SGEMM_SHAPES = (
     (64, 2048, 1024),
     (32, 1024, 512),
 )
+_IDLE_MOMENT = 1.0
 _COPY_BYTES = 128 << 20  # beyond the last-level cache of any one socket this has met
 
 
@@ -80,6 +81,11 @@ def commit() -> str | None:
         return None
 
 
+#: Share of the cores from which on other work spoils a timing: threads that wait for each other
+#: suffer out of all proportion.
+DISTURBING = 0.05
+
+
 class OtherWork:
     """Watches what the cores do besides this process, from its making on.
 
@@ -100,6 +106,16 @@ class OtherWork:
             "processes": round(min(max(cores - own, 0.0) / total, 1.0), 3),
             "stolen": round(stolen / total, 3),
         }
+
+
+def wait_for_idle_cores(seconds: float) -> None:
+    """Sleep until other work has left the cores for a moment, ``seconds`` at most."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        watch = OtherWork()
+        time.sleep(_IDLE_MOMENT)
+        if sum(watch.shares().values()) <= DISTURBING:
+            return
 
 
 def _core_seconds() -> tuple[float, float, float, float] | None:

@@ -15,7 +15,6 @@ from .harness import CaseResult, PeerResult
 from .peers import BASELINE, OURS, PEERS
 
 _SCHEMA = 1
-_DISTURBING = 0.05  # share of the cores; threads that wait for each other suffer out of proportion
 _RED, _GREEN, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[1m", "\033[0m"
 
 
@@ -149,7 +148,7 @@ def _heading(run: Run) -> list[str]:
             f"{moment}: sgemm {rates['sgemm_gflops']} GFLOP/s ({rates['sgemm_best']}), "
             f"copy {rates['copy_gbytes']} GB/s"
         )
-    disturbed = sum(_disturbed(result) for result in run.results)
+    disturbed = sum(result.disturbed for result in run.results)
     if disturbed:
         lines.append(
             f"WARNING: other work disturbed {disturbed} of {len(run.results)} cases, marked "
@@ -180,11 +179,7 @@ def _row(result: CaseResult, run: Run, paint: _Paint) -> str:
     backend = ours.notes.get("backend", "native")
     if backend != "native":
         text += f"  ran on {backend}"
-    return text + (paint("  disturbed", _RED) if _disturbed(result) else "")
-
-
-def _disturbed(result: CaseResult) -> bool:
-    return sum(result.other_work.values()) > _DISTURBING
+    return text + (paint("  disturbed", _RED) if result.disturbed else "")
 
 
 def _timed(peer: PeerResult) -> str:

@@ -57,7 +57,8 @@ inline Tensor checked(const Tensor& t, const char* name, const Sizes& shape, con
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), "fused_rnn: ", name, " should have the dtype of x, ",
                   torch::headeronly::toString(x.scalar_type()), ", got ",
                   torch::headeronly::toString(t.scalar_type()));
-  STD_TORCH_CHECK(t.device() == x.device(), "fused_rnn: ", name, " should be on the device of x");
+  STD_TORCH_CHECK(t.is_cpu() == x.is_cpu(), "fused_rnn: ", name,
+                  " should be on the device of x");
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 

@@ -87,11 +87,22 @@ struct Operands {
     a.parallel = parallel;
   }
 
-  Tensor empty(const Sizes& shape) const { return torch::stable::new_empty(x, shape); }
+  // Straight to the allocator: torch::stable::new_empty looks its operator up by name at each call.
+  Tensor empty(const Sizes& shape, std::optional<torch::headeronly::ScalarType> type = std::nullopt) const {
+    Sizes strides(shape.size(), 1);
+    for (std::size_t d = shape.size(); d-- > 1;) {
+      strides[d - 1] = strides[d] * shape[d];
+    }
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
+        static_cast<std::int32_t>(type.value_or(x.scalar_type())), aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+  }
   Tensor empty_saved(const ScanArgs& a) const {
     using torch::headeronly::ScalarType;
     const auto type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    return torch::stable::new_empty(x, Sizes{cpu::level().saved_elements(a)}, type);
+    return empty({cpu::level().saved_elements(a)}, type);
   }
   Sizes y_shape() const {
     Sizes shape = lead;

@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cell", choices=CELLS, default="lstm", help="the recurrent layer")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture")
     sizes = {
-        "updates": (800, "updates of the weights in all, half of them before the swap"),
+        "updates": (1000, "updates of the weights in all, half of them before the swap"),
         "embedding": (256, "size of a word's vector"),
         "hidden": (512, "size of the recurrent layer"),
         "layers": (1, "recurrent layers"),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from operands import RAGGED, SHAPES, Shape
+from operands import RAGGED, SHAPES, SMALL, SMALL_RAGGED, Shape
 
 from fused_rnn.backends import BACKENDS, reference
 from fused_rnn.cells import CELLS
@@ -21,10 +21,10 @@ class Tolerance(NamedTuple):
 
 # A new dtype is one row.
 TOLERANCES = {
-    torch.float64: Tolerance(1e-13, 1e-12),
-    torch.float32: Tolerance(2e-6, 1e-5),
-    torch.float16: Tolerance(2e-3, 1e-2),
-    torch.bfloat16: Tolerance(1.6e-2, 5e-2),
+    torch.float64: Tolerance(1e-14, 2e-14),
+    torch.float32: Tolerance(2e-6, 4e-6),
+    torch.float16: Tolerance(2e-3, 8e-3),
+    torch.bfloat16: Tolerance(2e-2, 5e-2),
 }
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -93,3 +93,9 @@ def reverse(request):
 def shape(request) -> Shape:
     """Dense and ragged shapes, most of them odd."""
     return SHAPES.get(request.param) or RAGGED[request.param]
+
+
+@pytest.fixture(params=[SMALL, SMALL_RAGGED], ids=["dense", "ragged"])
+def small(request) -> Shape:
+    """A dense and a ragged shape, for what is expensive or does not depend on shapes."""
+    return request.param

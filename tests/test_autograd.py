@@ -1,4 +1,4 @@
-"""Every kernel against the reference in float64, and differentiation around the kernels."""
+"""Differentiation around the kernels: what autograd may ask of them."""
 
 from itertools import product
 
@@ -7,7 +7,7 @@ import torch
 from conftest import KERNELS
 from operands import (
     SHAPES,
-    Shape,
+    SMALL,
     Stub,
     as_double,
     assert_near,
@@ -15,7 +15,7 @@ from operands import (
     differentiate,
     make_inputs,
     needing,
-    ragged,
+    present,
     skip_unless_supported,
 )
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -25,8 +25,6 @@ from fused_rnn import autograd
 from fused_rnn.backends import Inputs, reference
 
 NAMES = Inputs._fields
-SMALL = Shape(3, 2, 3, 4)
-SMALL_RAGGED = ragged((3, 1, 2), 3, 4)
 
 
 @pytest.fixture(params=[*KERNELS, Stub()], ids=lambda kernel: kernel.name)
@@ -36,48 +34,6 @@ def rules(request):
     if reason is not None:
         pytest.skip(reason)
     return request.param
-
-
-@pytest.fixture(params=[SMALL, SMALL_RAGGED], ids=["dense", "ragged"])
-def small(request):
-    return request.param
-
-
-def present(tensors):
-    return [t for t in tensors if t is not None]
-
-
-def test_kernel_is_the_reference(kernel, variant, shape, reverse, dtype, tolerance, device):
-    cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, shape, dtype, device)
-    skip_unless_supported(kernel, cell, inputs, batch_sizes)
-    oracle = needing(as_double(inputs))
-    gradients = cotangents(reference.forward(cell, oracle, batch_sizes, reverse, False)[:3])
-    # What is fed back is rounded to the dtype for both.
-    gradients = [g if g is None else g.to(dtype).double() for g in gradients]
-    expected = differentiate(reference, cell, oracle, batch_sizes, reverse, gradients)
-
-    found = differentiate(kernel, cell, needing(inputs), batch_sizes, reverse, gradients)
-
-    for actual, wanted in zip(present(found[0]), present(expected[0]), strict=True):
-        assert actual.dtype == dtype
-        assert actual.is_contiguous()
-        assert_near(actual, wanted, tolerance.forward)
-    for name, actual, wanted in zip(NAMES, found[1], expected[1], strict=False):
-        assert actual.dtype == dtype, name
-        assert_near(actual, wanted, tolerance.gradient)
-
-
-def test_inference_computes_what_training_does(kernel, variant, shape, reverse, dtype, device):
-    cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, shape, dtype, device)
-    skip_unless_supported(kernel, cell, inputs, batch_sizes, training=False)
-    inference = autograd.scan(kernel, cell, inputs, batch_sizes, reverse)
-    training = autograd.scan(kernel, cell, needing(inputs), batch_sizes, reverse)
-    tolerance = 4 * torch.finfo(dtype).eps
-    for a, b in zip(present(inference), present(training), strict=True):
-        assert a.grad_fn is None
-        assert_near(a, b.double(), tolerance)
 
 
 def test_a_gradient_is_that_of_the_operand_which_needs_it(rules, variant, small, reverse):

@@ -1,22 +1,18 @@
 """Which backend runs: by name, by environment, by itself; and what happens where it cannot."""
 
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 from operands import Stub
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from twins import CELLS, LAYERS, sequences, twins
+from twins import CELLS, LAYERS, MODULES, assert_same, example, leaves, sequences, twins
 
 import fused_rnn
 from fused_rnn import backends
 from fused_rnn.backends import BACKENDS, TORCH, Problem, record, reference, select, transforms
 
 PROBLEM = Problem("lstm", torch.device("cpu"), torch.float32, 5, 2, 3, 4, 0, False, False, None)
-MODULES = [*LAYERS, *CELLS]
 NATIVE = BACKENDS["native"].available()
 needs_native = pytest.mark.skipif(NATIVE is not None, reason=str(NATIVE))
 
@@ -56,22 +52,6 @@ def ran(module, *args):
     with record() as records:
         module(*args)
     return [entry.backend for entry in records]
-
-
-def example(name):
-    return torch.randn(2, 3) if name in CELLS else torch.randn(5, 2, 3)
-
-
-def run_python(code, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, torch\n" + code],
-        env={"PATH": "", "PYTHONPATH": ":".join(p for p in sys.path if p), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    return done.stdout.strip(), done.stderr
 
 
 def test_every_backend_says_whether_it_is_available():
@@ -121,6 +101,7 @@ def test_torch_runs_under_other_transforms(table, transform):
     assert select(PROBLEM._replace(transform=transform)).backend is None
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_transforms_have_names():
     seen = {}
 
@@ -264,6 +245,23 @@ def test_native_runs_by_itself(name):
         assert ran(module, torch.randn(4, 3).double()) == ["native"]
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_kernels_see_contiguous_operands(table, name):
+    table(Kernel("kernel"))
+    theirs, ours = twins(name, 3, 4, **({} if name in CELLS else {"batch_first": True}))
+    for module in (theirs, ours):
+        for key, p in list(module._parameters.items()):
+            del module._parameters[key]
+            setattr(module, key, torch.stack([p, p], -1).detach()[..., 0].requires_grad_())
+    x = torch.randn(2, 6, 3)[:, ::2] if name in LAYERS else torch.randn(3, 2).t()
+    h = torch.randn(1, 1, 4).expand(1, 2, 4)
+    hx = h if name in LAYERS else h[0]
+    hx = (hx, hx) if "LSTM" in name else hx
+    assert ran(ours, x, hx) == ["kernel"]
+    assert_same(theirs(x, hx), ours(x, hx))
+    leaves(ours(x, hx))[0].sum().backward()
+
+
 def test_records_name_layers_and_directions(table):
     kernel = Kernel("kernel")
     table(kernel)
@@ -325,54 +323,3 @@ def test_problems_say_what_is_being_run(table):
         Problem("lstm", device, double, 5, 3, 2, 4, 2, True, True, None),
         Problem("gru", device, torch.float32, 1, 7, 3, 4, 0, False, False, None),
     ]
-
-
-def test_environment():
-    code = "import fused_rnn\nrnn = fused_rnn.GRU(3, 4)\n"
-    code += "from fused_rnn.backends import record\n"
-    show = "with record() as r: rnn(torch.ones(2, 3))\nprint(r[0].backend)\n"
-    out, err = run_python(code + show, FUSED_RNN_BACKEND="reference")
-    assert out == "reference", err
-    out, err = run_python(
-        code + "with fused_rnn.use_backend('torch'):\n  with record() as r: rnn(torch.ones(2, 3))\n"
-        "print(r[0].backend)",
-        FUSED_RNN_BACKEND="reference",
-    )
-    assert out == "torch", err
-    out, err = run_python(code + "print('imported')\n" + show, FUSED_RNN_BACKEND="cudnn")
-    assert out == "imported"
-    assert "ValueError: FUSED_RNN_BACKEND: unknown backend 'cudnn'" in err
-
-
-def test_without_the_native_module():
-    out, err = run_python(
-        "sys.modules['fused_rnn._C'] = None\n"
-        "import fused_rnn\n"
-        "print(fused_rnn.available_backends()['native'])\n"
-        "rnn, x = fused_rnn.LSTM(3, 4, 2), torch.randn(5, 2, 3)\n"
-        "a, _ = rnn(x)\n"
-        "with fused_rnn.use_backend('reference'): b, _ = rnn(x)\n"
-        "torch.testing.assert_close(a, b)\n"
-        "try:\n"
-        "  with fused_rnn.use_backend('native'): rnn(x)\n"
-        "except RuntimeError as e: print(e)\n"
-    )
-    reason, refusal = out.splitlines()
-    assert "the native module was not built" in reason, err
-    assert reason in refusal
-
-
-def test_importing_does_not_import_the_compiler():
-    out, err = run_python("import fused_rnn\nprint('torch._dynamo' in sys.modules)")
-    assert out == "False", err
-
-
-def test_public_names():
-    assert set(fused_rnn.__all__) == {
-        *MODULES, "functional", "convert", "revert", "use_backend", "available_backends", "explain",
-        "__version__",
-    }  # fmt: skip
-    assert all(hasattr(fused_rnn, name) for name in fused_rnn.__all__)
-    assert issubclass(fused_rnn.LSTM, nn.RNNBase)
-    assert not issubclass(fused_rnn.LSTM, nn.LSTM)
-    assert issubclass(fused_rnn.LSTMCell, nn.LSTMCell)

@@ -253,6 +253,24 @@ def test_cells(chosen, name, bias, n, given):
 
 
 @pytest.mark.parametrize("name", CELLS)
+def test_cells_with_one_operand_to_train(chosen, name):
+    theirs, ours = twins(name, 3, 4)
+    x, h, c = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)
+    hx = (h, c) if name == "LSTMCell" else h
+    theirs.requires_grad_(False)
+    ours.requires_grad_(False)
+    for a, b in [*zip(theirs.parameters(), ours.parameters(), strict=True), (x, x), (h, h), (c, c)]:
+        if a is c and name != "LSTMCell":
+            continue
+        found = []
+        for module, operand in ((theirs, a), (ours, b)):
+            operand.requires_grad_()
+            found.append(torch.autograd.grad(leaves(module(x, hx))[0].sum(), operand))
+            operand.requires_grad_(False)
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("name", CELLS)
 def test_cells_of_odd_layouts(chosen, name):
     theirs, ours = twins(name, 3, 4)
     x, h = torch.randn(3, 5).t()[:, :3], torch.randn(1, 4).expand(5, 4)

@@ -14,6 +14,7 @@ import fused_rnn
 
 LAYERS = ["LSTM", "GRU", "RNN"]
 CELLS = ["LSTMCell", "GRUCell", "RNNCell"]
+MODULES = [*LAYERS, *CELLS]
 
 # What a user may ask of a layer, and of which layers.
 CONFIGURATIONS = {
@@ -96,3 +97,45 @@ def states(module: nn.RNNBase, n: int | None, dtype: torch.dtype = torch.float32
 def sequences(lengths: tuple[int, ...], features: int, enforce_sorted: bool) -> PackedSequence:
     """Return packed random sequences."""
     return pack_sequence([torch.randn(n, features) for n in lengths], enforce_sorted)
+
+
+def example(name: str) -> torch.Tensor:
+    """Return an input for a layer or cell of 3 features."""
+    return torch.randn(2, 3) if name in CELLS else torch.randn(5, 2, 3)
+
+
+def first(output: Any) -> torch.Tensor:
+    """Return the output proper, without the final states."""
+    return leaves(output)[0]
+
+
+def gradients(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Return an output and the gradients of the parameters."""
+    output = first(module(x))
+    return [output, *torch.autograd.grad(output.pow(2).sum(), list(module.parameters()))]
+
+
+class Model(nn.Module):
+    """What a user's model looks like."""
+
+    __constants__ = ("returns_a_pair",)
+
+    def __init__(self, source, name):
+        super().__init__()
+        self.returns_a_pair = name not in ("GRUCell", "RNNCell")
+        self.before = nn.Linear(3, 3)
+        self.rnn = getattr(source, name)(3, 4)
+        self.after = nn.Linear(4, 2)
+
+    def forward(self, x):
+        output = self.rnn(self.before(x))
+        return self.after(output[0] if self.returns_a_pair else output)
+
+
+def models(name: str) -> list[Model]:
+    """Return such a model with a layer or cell of torch.nn, and the same with ours."""
+    made = []
+    for source in (nn, fused_rnn):
+        torch.manual_seed(3)
+        made.append(Model(source, name))
+    return made

@@ -15,8 +15,9 @@ class ForwardScan {
   ForwardScan(const ForwardArgs& a, int members)
       : a_(a), s_(a), steps_(a), members_(members),
         capacity_(std::min(steps_.total(), std::max(a.N, kForwardChunkRows))),
-        w_ih_(s_.slices * G, s_.I, gate_width()),
-        w_hh_(s_.slices * G, s_.R, gate_width()),
+        product_(choose_product()),
+        w_ih_(s_.slices * G, product_ == Product::kPacked ? s_.I : 0, gate_width()),
+        w_hh_(s_.slices * G, product_ == Product::kPacked ? s_.R : 0, gate_width()),
         bias_(s_.slices * kPre * kW),
         gates_x_(s_.slices * capacity_ * G * kW),
         state_(Cell::kHasCell || Cell::kStateIsHidden ? s_.N * s_.Hp : 0) {
@@ -27,6 +28,12 @@ class ForwardScan {
       const std::int64_t vectors = ceil_div(s_.P, kW);
       w_hr_ = Packed<T>(vectors, s_.H, balanced_width<T>(vectors, s_.N, members));
       unprojected_ = Buffer<T>(s_.N * s_.Hp);
+    }
+    if (product_ == Product::kTurned) {
+      const std::int64_t vectors = ceil_div(s_.N, kW);
+      const int width = static_cast<int>(std::min<std::int64_t>(vectors, kMaxWidth));
+      x_turned_ = Packed<T>(vectors, s_.I, width);
+      h_turned_ = Packed<T>(vectors, s_.R, width);
     }
     if (!std::is_same<S, T>::value) {
       x_ = Buffer<T>(capacity_ * s_.I);
@@ -49,12 +56,27 @@ class ForwardScan {
  private:
   static constexpr std::int64_t kRowsPerItem = 16;
 
+  // Packing the weights costs about as much as the products of some tens of rows with them.
+  enum class Product { kPacked, kDots, kTurned };
+  Product choose_product() const {
+    constexpr std::int64_t kFew = 8, kSome = 96;
+    if (steps_.total() <= kFew) {
+      return Product::kDots;
+    }
+    return std::is_same<S, T>::value && steps_.T == 1 && a_.N <= kSome ? Product::kTurned : Product::kPacked;
+  }
+
   // An LSTM's or GRU's tile is one slice with all its gates; the RNN has room for several slices.
   int gate_width() const { return G > 1 ? G : balanced_width<T>(s_.slices, s_.N, members_); }
 
+  RowBlock<S> w_ih_rows(std::int64_t q) const { return s_.gate_rows(a_.w_ih, s_.I, q, 0); }
+  RowBlock<S> w_hh_rows(std::int64_t q) const { return s_.gate_rows(a_.w_hh, s_.R, q, Cell::kRecurrent); }
+
   void prepare_weights(std::int64_t group) {
-    pack_rows<S>(w_ih_, s_.I, group, [&](std::int64_t q) { return s_.gate_rows(a_.w_ih, s_.I, q, 0); });
-    pack_rows<S>(w_hh_, s_.R, group, [&](std::int64_t q) { return s_.gate_rows(a_.w_hh, s_.R, q, Cell::kRecurrent); });
+    if (product_ == Product::kPacked) {
+      pack_rows<S>(w_ih_, s_.I, group, [&](std::int64_t q) { return w_ih_rows(q); });
+      pack_rows<S>(w_hh_, s_.R, group, [&](std::int64_t q) { return w_hh_rows(q); });
+    }
     const std::int64_t first = group * w_ih_.width / G, last = first + w_ih_.width_of(group) / G;
     for (std::int64_t slice = first; slice < last; ++slice) {
       for (int p = 0; p < kPre; ++p) {
@@ -112,10 +134,10 @@ class ForwardScan {
         }
       });
     }
-    const Grid grid(w_ih_.groups(), rows, m.members());
+    const Grid grid = make_grid(m, in, rows, x_turned_);
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t r0, std::int64_t r1) {
-        w_ih_.multiply(in, r0, r1, g0, g1, [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
+        const auto take = [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
           for (int v = 0; v < width; ++v) {
             const std::int64_t slice = (q + v) / G, gate = (q + v) % G;
             const V bias = load(bias_.get() + (slice * kPre + gate) * kW);
@@ -124,9 +146,36 @@ class ForwardScan {
               store<T>(out + j * G * kW, sums[j * width + v] + bias);
             }
           }
-        });
+        };
+        multiply(in, w_ih_, s_.I, x_turned_, r0, r1, g0, g1, [&](std::int64_t q) { return w_ih_rows(q); }, take);
       });
     });
+  }
+
+  // The cut of a product's work; where A is to be turned, that comes first.
+  Grid make_grid(Team::Member& m, const Rows<T>& a, std::int64_t rows, Packed<T>& turned) const {
+    if (product_ != Product::kTurned) {
+      return Grid(w_ih_.groups(), rows, m.members());
+    }
+    m.run(turned.groups(), [&](std::int64_t group) {
+      pack_rows<T>(turned, a.row, group, [&](std::int64_t q) {
+        return RowBlock<T>{a.data + q * kW * a.row, std::clamp<std::int64_t>(rows - q * kW, 0, kW)};
+      });
+    });
+    return Grid(w_ih_.groups(), 1, m.members());
+  }
+
+  // A times one of the gate matrices, in the way chosen for this call.
+  template <class R, class F>
+  FUSED_RNN_INLINE void multiply(const Rows<T>& a, const Packed<T>& w, std::int64_t w_row, const Packed<T>& turned,
+                                 std::int64_t r0, std::int64_t r1, std::int64_t g0, std::int64_t g1, R&& rows, F&& f) {
+    if (product_ == Product::kPacked) {
+      w.multiply(a, r0, r1, g0, g1, f);
+    } else if (product_ == Product::kDots) {
+      multiply_unpacked<S>(a, w_row, w.width, w.vectors, r0, r1, g0, g1, rows, f);
+    } else if constexpr (std::is_same<S, T>::value) {
+      multiply_turned(turned, w_row, w.width, w.vectors, a_.N, g0, g1, rows, f);
+    }
   }
 
   T* gates_x(std::int64_t slice, std::int64_t chunk_row) const {
@@ -135,16 +184,17 @@ class ForwardScan {
 
   void step(Team::Member& m, std::int64_t k, std::int64_t chunk) {
     const Rows<T> h{h_[k % 2].get(), s_.Rp, s_.R};
-    const Grid grid(w_hh_.groups(), steps_.batch(k), m.members());
+    const Grid grid = make_grid(m, h, steps_.batch(k), h_turned_);
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t n0, std::int64_t n1) {
-        w_hh_.multiply(h, n0, n1, g0, g1, [&](std::int64_t n, int height, const V* sums, std::int64_t q, int width) {
+        const auto take = [&](std::int64_t n, int height, const V* sums, std::int64_t q, int width) {
           for (int j = 0; j < height; ++j) {
             for (int v = 0; v < width; v += G) {
               unit_step(k, chunk, (q + v) / G, n + j, sums + j * width + v);
             }
           }
-        });
+        };
+        multiply(h, w_hh_, s_.R, h_turned_, n0, n1, g0, g1, [&](std::int64_t q) { return w_hh_rows(q); }, take);
       });
     });
     if (s_.P > 0) {
@@ -222,7 +272,9 @@ class ForwardScan {
   const Steps steps_;
   const int members_;
   const std::int64_t capacity_;  // rows of a chunk
+  const Product product_;
   Packed<T> w_ih_, w_hh_, w_hr_;
+  Packed<T> x_turned_, h_turned_;
   Buffer<T> bias_;         // [slice][kPre][lane]
   Buffer<T> gates_x_;      // [slice][row of the chunk][kGates][lane]
   Buffer<T> state_;        // (N, Hp)

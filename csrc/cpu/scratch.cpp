@@ -8,7 +8,8 @@
 namespace fused_rnn {
 namespace {
 
-constexpr std::align_val_t kAlign{64};
+constexpr std::size_t kLine = 64;
+constexpr std::align_val_t kAlign{kLine};
 // Smaller blocks stay in malloc's own lists; together no more than kMostKept is held back.
 constexpr std::size_t kLeastKept = std::size_t{64} << 10, kMostKept = std::size_t{128} << 20;
 
@@ -19,6 +20,20 @@ std::size_t rounded(std::size_t bytes) {
     step *= 2;
   }
   return (bytes + step - 1) / step * step;
+}
+
+// malloc's quick lists serve no aligned requests, so a small block is aligned here; the byte before it
+// tells where it began.
+void* allocate_small(std::size_t bytes) {
+  auto* const begin = static_cast<unsigned char*>(::operator new(bytes + kLine));
+  const std::size_t skip = kLine - reinterpret_cast<std::uintptr_t>(begin) % kLine;  // 1 .. kLine
+  begin[skip - 1] = static_cast<unsigned char>(skip);
+  return begin + skip;
+}
+
+void free_small(void* block) noexcept {
+  auto* const at = static_cast<unsigned char*>(block);
+  ::operator delete(at - at[-1]);
 }
 
 struct Kept {
@@ -41,8 +56,11 @@ Cache& cache() {
 }  // namespace
 
 void* scratch_allocate(std::size_t bytes) {
+  if (bytes < kLeastKept) {
+    return allocate_small(bytes);
+  }
   bytes = rounded(bytes);
-  if (bytes >= kLeastKept) {
+  {
     Cache& c = cache();
     const std::lock_guard<std::mutex> lock(c.mutex);
     for (std::size_t i = c.blocks.size(); i-- > 0;) {
@@ -58,25 +76,25 @@ void* scratch_allocate(std::size_t bytes) {
 }
 
 void scratch_free(void* block, std::size_t bytes) noexcept {
-  bytes = rounded(bytes);
-  if (bytes >= kLeastKept && bytes <= kMostKept) {
-    Cache& c = cache();
-    const std::lock_guard<std::mutex> lock(c.mutex);
-    try {
-      c.blocks.push_back({block, bytes});
-    } catch (const std::bad_alloc&) {
-      ::operator delete(block, kAlign);
-      return;
-    }
-    c.bytes += bytes;
-    while (c.bytes > kMostKept) {
-      c.bytes -= c.blocks.front().bytes;
-      ::operator delete(c.blocks.front().block, kAlign);
-      c.blocks.erase(c.blocks.begin());
-    }
+  if (bytes < kLeastKept) {
+    free_small(block);
     return;
   }
-  ::operator delete(block, kAlign);
+  bytes = rounded(bytes);
+  Cache& c = cache();
+  const std::lock_guard<std::mutex> lock(c.mutex);
+  try {
+    c.blocks.push_back({block, bytes});
+  } catch (const std::bad_alloc&) {
+    ::operator delete(block, kAlign);
+    return;
+  }
+  c.bytes += bytes;
+  while (c.bytes > kMostKept) {
+    c.bytes -= c.blocks.front().bytes;
+    ::operator delete(c.blocks.front().block, kAlign);
+    c.blocks.erase(c.blocks.begin());
+  }
 }
 
 }  // namespace fused_rnn

@@ -62,7 +62,7 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     swap, last = result.swap, len(result.plain.losses)
     # The wide line below and the narrow one on it show both, even where they coincide.
     for run, colour, width, start, label in (
-        (result.plain, _PLAIN, 6.0, 0, "torch.nn all the way"),
+        (result.plain, _PLAIN, 5.5, 0, "torch.nn all the way"),
         (result.fused, _FUSED, 1.8, swap, "converted to fused_rnn"),
     ):
         axes.plot(*_training(run, start, swap), color=colour, linewidth=width, label=label)
@@ -73,7 +73,7 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     values = [value for start in (0, swap) for value in _validation(result.plain, start)[1]]
     # The first updates' heights would squeeze what matters here.
     top = min(1.3 * max(values), 2.2 * math.exp(result.plain.validation[swap]))
-    bottom = 0.88 * min(*values, *_training(result.plain, swap, swap)[1])
+    bottom = 0.85 * min(*values, *_training(result.plain, swap, swap)[1])
     axes.set_ylim(bottom, top)
     ticks = [tick for tick in _TICKS if bottom <= tick <= top]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
@@ -84,13 +84,16 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     _mark_swap(axes, swap)
     axes.annotate("convert(model)", (swap, bottom), xytext=(6, 6), textcoords="offset points",
                   family="monospace")  # fmt: skip
-    ends = [
-        (_training(result.fused, swap, swap)[1][-1], "training\n(dropout on)"),
-        (_validation(result.fused, swap)[1][-1], "validation"),
-    ]
-    for (value, text), side in zip(sorted(ends), ("top", "bottom"), strict=True):
-        axes.annotate(f"{text} {value:.1f}", (last, value), xytext=(8, 0), va=side,
-                      textcoords="offset points")  # fmt: skip
+    ends = sorted(
+        [
+            (_training(result.fused, swap, swap)[1][-1], "training\n(dropout on)"),
+            (_validation(result.fused, swap)[1][-1], "validation"),
+        ]
+    )
+    apart = ends[1][0] > 1.15 * ends[0][0]
+    for (value, text), side in zip(ends, ("top", "bottom"), strict=True):
+        axes.annotate(f"{text} {value:.1f}", (last, value), xytext=(8, 0), textcoords="offset points",
+                      va="center" if apart else side)  # fmt: skip
     axes.legend(loc="upper right", frameon=False)
 
 
@@ -134,28 +137,24 @@ def _draw_drift(axes: Axes, result: Result) -> None:
 
 def _draw_speeds(axes: Axes, result: Result) -> None:
     speeds = result.speeds
-    longest = max(1.0, *(row.gain for row in speeds))
+    labels = {}
     for index, row in enumerate(speeds):
-        for offset, rates, length, colour, name in (
-            (-0.19, row.plain, 1.0, _PLAIN, "torch.nn"),
-            (0.19, row.fused, row.gain, _FUSED, "fused_rnn"),
+        for offset, name, rates, length, colour in (
+            (-0.19, "torch.nn", row.plain, 1.0, _PLAIN),
+            (0.19, "fused_rnn", row.fused, row.gain, _FUSED),
         ):
             axes.barh(index + offset, length, height=0.36, color=colour)
-            # A bar too short for its text has it at its end.
-            inside = length > 0.38 * longest
-            axes.annotate(f"{name}  {statistics.median(rates):,.0f}",
-                          (0 if inside else length, index + offset), xytext=(8, 0), va="center",
-                          textcoords="offset points",
-                          color="white" if inside and colour == _FUSED else "black")  # fmt: skip
+            labels[index + offset] = f"{name}  {statistics.median(rates):>6,.0f}"
         verdict = f"{row.gain:.2f}x" + ("" if row.gain >= 1 else " (slower)")
         axes.annotate(verdict, (max(row.gain, 1.0), index + 0.19), xytext=(6, 0), va="center",
                       textcoords="offset points", weight="bold", fontsize=13)  # fmt: skip
         # Above the line at 1, which would run through the longer names.
         axes.annotate(row.job, (0, index - 0.42), va="bottom", zorder=3,
                       bbox={"facecolor": "white", "linewidth": 0, "pad": 1})  # fmt: skip
-    axes.set_xlim(0, longest * 1.3)
+    axes.set_xlim(0, 1.3 * max(1.0, *(row.gain for row in speeds)))
     axes.set_ylim(len(speeds) - 0.5, -0.7)
-    axes.set_yticks([])
+    axes.set_yticks(list(labels), list(labels.values()))
+    axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("speed relative to torch.nn")

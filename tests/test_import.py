@@ -1,0 +1,72 @@
+"""What importing the package does, each time in a fresh Python."""
+
+import subprocess
+import sys
+
+from torch import nn
+from twins import MODULES
+
+import fused_rnn
+
+
+def run_python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, torch\n" + code],
+        env={"PATH": "", "PYTHONPATH": ":".join(p for p in sys.path if p), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return done.stdout.strip(), done.stderr
+
+
+def test_environment():
+    code = "import fused_rnn\nrnn = fused_rnn.GRU(3, 4)\n"
+    code += "from fused_rnn.backends import record\n"
+    show = "with record() as r: rnn(torch.ones(2, 3))\nprint(r[0].backend)\n"
+    out, err = run_python(code + show, FUSED_RNN_BACKEND="reference")
+    assert out == "reference", err
+    out, err = run_python(
+        code + "with fused_rnn.use_backend('torch'):\n  with record() as r: rnn(torch.ones(2, 3))\n"
+        "print(r[0].backend)",
+        FUSED_RNN_BACKEND="reference",
+    )
+    assert out == "torch", err
+    out, err = run_python(code + "print('imported')\n" + show, FUSED_RNN_BACKEND="cudnn")
+    assert out == "imported"
+    assert "ValueError: FUSED_RNN_BACKEND: unknown backend 'cudnn'" in err
+
+
+def test_without_the_native_module():
+    out, err = run_python(
+        "sys.modules['fused_rnn._C'] = None\n"
+        "import fused_rnn\n"
+        "print(fused_rnn.available_backends()['native'])\n"
+        "rnn, x = fused_rnn.LSTM(3, 4, 2), torch.randn(5, 2, 3)\n"
+        "a, _ = rnn(x)\n"
+        "with fused_rnn.use_backend('reference'): b, _ = rnn(x)\n"
+        "torch.testing.assert_close(a, b)\n"
+        "try:\n"
+        "  with fused_rnn.use_backend('native'): rnn(x)\n"
+        "except RuntimeError as e: print(e)\n"
+    )
+    reason, refusal = out.splitlines()
+    assert "the native module was not built" in reason, err
+    assert reason in refusal
+
+
+def test_importing_does_not_import_the_compiler():
+    out, err = run_python("import fused_rnn\nprint('torch._dynamo' in sys.modules)")
+    assert out == "False", err
+
+
+def test_public_names():
+    assert set(fused_rnn.__all__) == {
+        *MODULES, "functional", "convert", "revert", "use_backend", "available_backends", "explain",
+        "__version__",
+    }  # fmt: skip
+    assert all(hasattr(fused_rnn, name) for name in fused_rnn.__all__)
+    assert issubclass(fused_rnn.LSTM, nn.RNNBase)
+    assert not issubclass(fused_rnn.LSTM, nn.LSTM)
+    assert issubclass(fused_rnn.LSTMCell, nn.LSTMCell)

@@ -1,0 +1,85 @@
+"""Every kernel against the reference in float64."""
+
+import torch
+from operands import (
+    as_double,
+    assert_near,
+    cotangents,
+    differentiate,
+    make_inputs,
+    needing,
+    present,
+    skip_unless_supported,
+)
+
+from fused_rnn import autograd
+from fused_rnn.backends import Inputs, reference
+
+NAMES = Inputs._fields
+
+
+def test_kernel_is_the_reference(kernel, variant, shape, reverse, dtype, tolerance, device):
+    cell, _ = variant
+    inputs, batch_sizes = make_inputs(variant, shape, dtype, device)
+    skip_unless_supported(kernel, cell, inputs, batch_sizes)
+    oracle = needing(as_double(inputs))
+    gradients = cotangents(reference.forward(cell, oracle, batch_sizes, reverse, False)[:3])
+    # What is fed back is rounded to the dtype for both.
+    gradients = [g if g is None else g.to(dtype).double() for g in gradients]
+    expected = differentiate(reference, cell, oracle, batch_sizes, reverse, gradients)
+
+    found = differentiate(kernel, cell, needing(inputs), batch_sizes, reverse, gradients)
+
+    for actual, wanted in zip(present(found[0]), present(expected[0]), strict=True):
+        assert actual.dtype == dtype
+        assert actual.is_contiguous()
+        assert_near(actual, wanted, tolerance.forward)
+    for name, actual, wanted in zip(NAMES, found[1], expected[1], strict=False):
+        assert actual.dtype == dtype, name
+        assert_near(actual, wanted, tolerance.gradient)
+
+
+def test_inference_computes_what_training_does(kernel, variant, shape, reverse, dtype, device):
+    cell, _ = variant
+    inputs, batch_sizes = make_inputs(variant, shape, dtype, device)
+    skip_unless_supported(kernel, cell, inputs, batch_sizes, training=False)
+    inference = autograd.scan(kernel, cell, inputs, batch_sizes, reverse)
+    training = autograd.scan(kernel, cell, needing(inputs), batch_sizes, reverse)
+    tolerance = 4 * torch.finfo(dtype).eps
+    for a, b in zip(present(inference), present(training), strict=True):
+        assert a.grad_fn is None
+        assert_near(a, b.double(), tolerance)
+
+
+def test_two_runs_are_bit_equal(kernel, variant, shape, reverse, device):
+    cell, _ = variant
+    inputs, batch_sizes = make_inputs(variant, shape, torch.float32, device)
+    skip_unless_supported(kernel, cell, inputs, batch_sizes)
+    gradients = cotangents(reference.forward(cell, inputs, batch_sizes, reverse, False)[:3])
+    before = [t.clone() for t in present(inputs)]
+    results = [
+        differentiate(kernel, cell, needing(inputs), batch_sizes, reverse, gradients)
+        for _ in range(2)
+    ]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    torch.testing.assert_close(present(inputs), before, rtol=0, atol=0)
+
+
+def test_a_sequence_with_nan_stays_alone(kernel, variant, small, reverse, device):
+    cell, _ = variant
+    inputs, batch_sizes = make_inputs(variant, small, torch.float32, device)
+    skip_unless_supported(kernel, cell, inputs, batch_sizes)
+    sizes = [small.N] * small.T if batch_sizes is None else batch_sizes.tolist()
+    row = torch.tensor([n for size in sizes for n in range(size)], device=device)
+    spoilt = inputs.x.clone().view(-1, small.I)
+    spoilt[row == 1] = torch.nan
+    clean = autograd.scan(kernel, cell, inputs, batch_sizes, reverse)
+    found = autograd.scan(
+        kernel, cell, inputs._replace(x=spoilt.view_as(inputs.x)), batch_sizes, reverse
+    )
+    y, expected = (r[0].reshape(len(row), -1) for r in (found, clean))
+    assert y[row == 1].isnan().all()
+    torch.testing.assert_close(y[row != 1], expected[row != 1], rtol=0, atol=0)
+    for state, wanted in zip(present(found[1:]), present(clean[1:]), strict=True):
+        assert state[1].isnan().all()
+        torch.testing.assert_close(state[::2], wanted[::2], rtol=0, atol=0)
