@@ -22,7 +22,7 @@ DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # contract: a product and a sum become one instruction; the others let vector code stay branch-free.
 # No -ffast-math: NaN and infinity keep their meaning.
 FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]
 if os.environ.get("FUSED_RNN_WERROR"):
     WARNINGS.append("-Werror")
 
@@ -36,8 +36,8 @@ class Build(BuildExtension):
         compiler = os.environ.get("CXX", "c++")
         if which(compiler.split()[0]) is None:
             sys.exit(
-                f"fused_rnn needs a C++17 compiler, and {compiler!r} was not found: install g++ or clang++, "
-                "or name one with the CXX environment variable."
+                f"fused_rnn needs a C++17 compiler, and {compiler!r} was not found: "
+                "install g++ or clang++, or name one with the CXX environment variable."
             )
         super().build_extensions()
 

@@ -1,9 +1,11 @@
 // The cells' arithmetic, once for C++ and CUDA: what happens to one hidden unit of one sequence in
 // one step, after the matrix products. V is a scalar or a vector of hidden units.
 //
-//   LSTM   i = s(a_i)  f = s(a_f)  g = tanh(a_g)  o = s(a_o)         (Hochreiter & Schmidhuber 1997;
+//   LSTM   i = s(a_i)  f = s(a_f)  g = tanh(a_g)  o = s(a_o)         (Hochreiter & Schmidhuber
+//   1997;
 //          c' = f c + i g      h' = o tanh(c')                        Gers et al. 2000)
-//   GRU    r = s(a_r)  z = s(a_z)  n = tanh(a_nx + r a_nh)           (Cho et al. 2014, torch's form:
+//   GRU    r = s(a_r)  z = s(a_z)  n = tanh(a_nx + r a_nh)           (Cho et al. 2014, torch's
+//   form:
 //          h' = (1 - z) n + z h                                       the bias b_hn inside r)
 //   RNN    h' = tanh(a)  or  h' = relu(a)                            (Elman 1990)
 //
@@ -17,7 +19,8 @@
 // forward():  pre[kPre], prev  ->  saved[kSaved], h.  The last saved value is the elementwise state
 //             (LSTM c', GRU and RNN h'), which the next step gets as `prev`.
 // backward(): saved of this step, prev, dh (in: from y and from the next step's products), carry
-//             (in: the state's gradient from the next step; out: for the step before) -> dpre[kPre].
+//             (in: the state's gradient from the next step; out: for the step before) ->
+//             dpre[kPre].
 #pragma once
 
 #include "math.h"
@@ -27,7 +30,7 @@ namespace fused_rnn {
 struct Lstm {
   static constexpr int kGates = 4, kPre = 4, kRecurrent = 0, kSaved = 5;
   static constexpr int kOrder[kPre] = {0, 1, 2, 3};
-  static constexpr bool kHasCell = true;        // the state is c, apart from h
+  static constexpr bool kHasCell = true;         // the state is c, apart from h
   static constexpr bool kStateIsHidden = false;  // the state is h itself
 
   template <class V>

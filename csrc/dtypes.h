@@ -1,4 +1,5 @@
-// Element types: the only list of them. A new one is a line here and a tolerance row in tests/conftest.py.
+// Element types: the only list of them. A new one is a line here and a tolerance row in
+// tests/conftest.py.
 #pragma once
 
 #include <cstdint>

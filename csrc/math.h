@@ -32,8 +32,8 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   static constexpr int kTerms = 5;
-  static constexpr float kQ[kTerms] = {0.4999999345f, 0.1666652067f, 0.04166838752f, 0.008368711233f,
-                                       0.001381460719f};
+  static constexpr float kQ[kTerms] = {0.4999999345f, 0.1666652067f, 0.04166838752f,
+                                       0.008368711233f, 0.001381460719f};
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440055e-4f;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer
   static constexpr float kLowest = -87.0f, kHighest = 88.0f;
@@ -76,7 +76,7 @@ FUSED_RNN_INLINE ExpParts<V> exp_parts(V x) {
     q = q * r + C::kQ[i];
   }
   const Bits exponent = (bit_cast<Bits>(shifted) << C::kMantissaBits) +
-                        (static_cast<decltype(Bits{} [0] + 0)>(C::kBias) << C::kMantissaBits);
+                        (static_cast<decltype(Bits{}[0] + 0)>(C::kBias) << C::kMantissaBits);
   return {bit_cast<V>(exponent), r + r * r * q};
 }
 

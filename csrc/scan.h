@@ -1,9 +1,9 @@
 // The narrow waist: one layer, one direction, a whole sequence. Plain structs, no torch.
 //
 // Dims: T steps, N sequences, I inputs, H hidden units, P projected size (0: none), R = P or H, the
-// size of h; G gates. Sequences may differ in length: step t has batch_sizes[t] of them, the longest
-// first (torch's PackedSequence), and `rows` = the sum of batch_sizes; dense is rows = T * N.
-// All arrays are row-major and contiguous, of `dtype`; none may alias another.
+// size of h; G gates. Sequences may differ in length: step t has batch_sizes[t] of them, the
+// longest first (torch's PackedSequence), and `rows` = the sum of batch_sizes; dense is rows = T *
+// N. All arrays are row-major and contiguous, of `dtype`; none may alias another.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace fused_rnn {
 
 enum class CellKind { kLstm, kGru, kRnnTanh, kRnnRelu };
 
-// Runs body(member, context) for members 0..n-1, side by side where it can. The kernels need neither
-// concurrency nor all members: one call alone finishes the work.
+// Runs body(member, context) for members 0..n-1, side by side where it can. The kernels need
+// neither concurrency nor all members: one call alone finishes the work.
 using Parallel = void (*)(int n, void (*body)(int member, void* context), void* context);
 
 struct ScanArgs {
@@ -40,7 +40,8 @@ struct ForwardArgs : ScanArgs {
   void* y;      // (rows, R)
   void* h_n;    // (N, R)     each sequence's state after its last scanned step
   void* c_n;    // (N, H)     LSTM; null otherwise
-  void* saved;  // saved_elements(args) elements of the arithmetic's type, for backward; null: inference
+  void* saved;  // saved_elements(args) elements of the arithmetic's type, for backward; null:
+                // inference
 };
 
 struct BackwardArgs : ScanArgs {

@@ -30,7 +30,7 @@ from word_lm.train import Recipe, Run
 
 import fused_rnn
 
-_LEARNING_RATES = {"lstm": 4e-3, "gru": 2e-3, "rnn": 1e-3}
+_LEARNING_RATES = {"lstm": 4e-3, "gru": 2e-3, "rnn": 2e-3}
 _BLOCK = 5  # updates a fork does before the other's turn
 _VALIDATIONS = 20  # along the whole training
 _SPEED_SHARE = 0.1  # of all the work, as the progress line reckons it
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cell", choices=CELLS, default="lstm", help="the recurrent layer")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture")
     sizes = {
-        "updates": (1000, "updates of the weights in all, half of them before the swap"),
+        "updates": (800, "updates of the weights in all, half of them before the swap"),
         "embedding": (256, "size of a word's vector"),
         "hidden": (512, "size of the recurrent layer"),
         "layers": (1, "recurrent layers"),
@@ -55,8 +55,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     }
     for name, (default, text) in sizes.items():
         parser.add_argument(f"--{name}", type=_positive, default=default, help=text)
-    parser.add_argument("--dropout", type=float, default=0.4)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dropout", type=float, default=0.65, help="small text, much dropout")
+    parser.add_argument("--seed", type=int, default=1, help="of all that is random")
     parser.add_argument("--threads", type=_positive, help="default: what torch takes")
     options = parser.parse_args(arguments)
     if options.updates < 6 * _BLOCK or options.rounds < 2:

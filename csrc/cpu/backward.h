@@ -1,5 +1,5 @@
-// One direction of one layer, backward: the time loop gives the gradients of the pre-activations of a
-// chunk of steps; from those, while they are in the cache, come the shares of dW, db and dx.
+// One direction of one layer, backward: the time loop gives the gradients of the pre-activations of
+// a chunk of steps; from those, while they are in the cache, come the shares of dW, db and dx.
 #pragma once
 
 namespace fused_rnn {
@@ -14,7 +14,9 @@ class BackwardScan {
 
  public:
   BackwardScan(const BackwardArgs& a, int members)
-      : a_(a), s_(a), steps_(a),
+      : a_(a),
+        s_(a),
+        steps_(a),
         capacity_(std::min(steps_.total(), std::max(a.N, kBackwardChunkRows))),
         w_hh_(vectors(s_.R), s_.slices * G * kW, balanced_width<T>(vectors(s_.R), s_.N, members)),
         w_ih_(a.dx != nullptr ? vectors(s_.I) : 0, s_.slices * G * kW, kMaxWidth),
@@ -42,7 +44,8 @@ class BackwardScan {
     Chunk later{steps_.T, steps_.T, 0, nullptr};
     for (int parity = 0; later.begin > 0; parity ^= 1) {
       const std::int64_t begin = chunk_begin(steps_, later.begin, capacity_);
-      const Chunk now{begin, later.begin, steps_.first_row(begin, later.begin), dgates_[parity].get()};
+      const Chunk now{begin, later.begin, steps_.first_row(begin, later.begin),
+                      dgates_[parity].get()};
       for (std::int64_t k = now.end - 1; k >= now.begin; --k) {
         step(m, k, now, k + 1 < now.end ? now : later);
       }
@@ -83,30 +86,35 @@ class BackwardScan {
 
   void prepare_weights(std::int64_t i) {
     if (i < w_hh_.groups()) {
-      pack_columns<S>(w_hh_, s_.R, i, [&](std::int64_t k) { return s_.gate_row(a_.w_hh, s_.R, k, kRecurrent); });
+      pack_columns<S>(w_hh_, s_.R, i,
+                      [&](std::int64_t k) { return s_.gate_row(a_.w_hh, s_.R, k, kRecurrent); });
       return;
     }
     i -= w_hh_.groups();
     if (i < w_ih_.groups()) {
-      pack_columns<S>(w_ih_, s_.I, i, [&](std::int64_t k) { return s_.gate_row(a_.w_ih, s_.I, k, 0); });
+      pack_columns<S>(w_ih_, s_.I, i,
+                      [&](std::int64_t k) { return s_.gate_row(a_.w_ih, s_.I, k, 0); });
       return;
     }
-    pack_columns<S>(w_hr_, s_.H, i - w_ih_.groups(), [&](std::int64_t k) { return static_cast<const S*>(a_.w_hr) + k * s_.H; });
+    pack_columns<S>(w_hr_, s_.H, i - w_ih_.groups(),
+                    [&](std::int64_t k) { return static_cast<const S*>(a_.w_hr) + k * s_.H; });
   }
 
   void prepare_row(std::int64_t n) {
     if (Cell::kHasCell || Cell::kStateIsHidden) {
       for (std::int64_t slice = 0; slice < s_.slices; ++slice) {
         const bool given = Cell::kHasCell && a_.dc_n != nullptr;
-        const V dc = given ? load(static_cast<const S*>(a_.dc_n) + n * s_.H + slice * kW, s_.valid(slice)) : V{};
+        const V dc =
+            given ? load(static_cast<const S*>(a_.dc_n) + n * s_.H + slice * kW, s_.valid(slice))
+                  : V{};
         store<T>(carry_.get() + n * s_.Hp + slice * kW, dc);
       }
     }
   }
 
-  // Sequences of scan step k from the dgates of step k + 1, which lie in `from`. Those that ended at k
-  // have no later step; those that began at k + 1 (all of them at k = -1) give the initial state's
-  // gradient instead.
+  // Sequences of scan step k from the dgates of step k + 1, which lie in `from`. Those that ended
+  // at k have no later step; those that began at k + 1 (all of them at k = -1) give the initial
+  // state's gradient instead.
   void step(Team::Member& m, std::int64_t k, const Chunk& to, const Chunk& from) {
     const std::int64_t inner = steps_.batch(k + 1), here = steps_.batch(k);
     const std::int64_t row = k + 1 < steps_.T ? steps_.begin(k + 1) - from.row : 0;
@@ -114,7 +122,8 @@ class BackwardScan {
     const Grid grid(w_hh_.groups(), std::max(inner, here), m.members());
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t n0, std::int64_t n1) {
-        const auto take = [&](std::int64_t n, int height, const V* sums, std::int64_t q, int width) {
+        const auto take = [&](std::int64_t n, int height, const V* sums, std::int64_t q,
+                              int width) {
           for (int j = 0; j < height; ++j) {
             for (int v = 0; v < width; ++v) {
               hidden_gradient(k, to, n + j, q + v, sums[j * width + v]);
@@ -143,7 +152,8 @@ class BackwardScan {
   }
 
   // `recurrent`: what the later step passes back to vector q of h at step k.
-  FUSED_RNN_INLINE void hidden_gradient(std::int64_t k, const Chunk& to, std::int64_t n, std::int64_t q, V recurrent) {
+  FUSED_RNN_INLINE void hidden_gradient(std::int64_t k, const Chunk& to, std::int64_t n,
+                                        std::int64_t q, V recurrent) {
     const std::int64_t unit = q * kW, valid = std::min(kW, s_.R - unit);
     if (n >= steps_.batch(k)) {
       if (Cell::kStateIsHidden) {
@@ -170,7 +180,8 @@ class BackwardScan {
   }
 
   // All gates of one slice of hidden units of sequence n.
-  FUSED_RNN_INLINE void unit_gradient(std::int64_t k, const Chunk& to, std::int64_t n, std::int64_t slice, V dh) {
+  FUSED_RNN_INLINE void unit_gradient(std::int64_t k, const Chunk& to, std::int64_t n,
+                                      std::int64_t slice, V dh) {
     const std::int64_t row = steps_.begin(k) + n, unit = slice * kW;
     const T* base = static_cast<const T*>(a_.saved) + slice * steps_.total() * Cell::kSaved * kW;
     V saved[Cell::kSaved];
@@ -183,7 +194,8 @@ class BackwardScan {
       carry = load(carried);
       prev = n < steps_.batch(k - 1)
                  ? load(base + ((steps_.begin(k - 1) + n) * Cell::kSaved + Cell::kSaved - 1) * kW)
-                 : load(static_cast<const S*>(Cell::kHasCell ? a_.c0 : a_.h0) + n * s_.H + unit, s_.valid(slice));
+                 : load(static_cast<const S*>(Cell::kHasCell ? a_.c0 : a_.h0) + n * s_.H + unit,
+                        s_.valid(slice));
     }
     Cell::backward(saved, prev, dh, carry, dpre);
     if (Cell::kHasCell || Cell::kStateIsHidden) {
@@ -206,13 +218,14 @@ class BackwardScan {
     const Grid grid(w_hr_.groups(), here, m.members());
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t n0, std::int64_t n1) {
-        w_hr_.multiply(dh, n0, n1, g0, g1, [&](std::int64_t n, int height, const V* sums, std::int64_t q, int width) {
-          for (int j = 0; j < height; ++j) {
-            for (int v = 0; v < width; ++v) {
-              unit_gradient(k, to, n + j, q + v, sums[j * width + v]);
-            }
-          }
-        });
+        w_hr_.multiply(dh, n0, n1, g0, g1,
+                       [&](std::int64_t n, int height, const V* sums, std::int64_t q, int width) {
+                         for (int j = 0; j < height; ++j) {
+                           for (int v = 0; v < width; ++v) {
+                             unit_gradient(k, to, n + j, q + v, sums[j * width + v]);
+                           }
+                         }
+                       });
       });
     });
   }
@@ -227,11 +240,13 @@ class BackwardScan {
       for (std::int64_t n = 0; n < steps_.batch(k); ++n) {
         const std::int64_t row = first + n;
         if (a_.dw_ih != nullptr) {
-          copy_row(static_cast<const S*>(a_.x) + row * s_.I, s_.I, x_.get() + (row - c.row) * padded(s_.I));
+          copy_row(static_cast<const S*>(a_.x) + row * s_.I, s_.I,
+                   x_.get() + (row - c.row) * padded(s_.I));
         }
         if (a_.dw_hh != nullptr) {
-          const S* h = n < steps_.batch(k - 1) ? static_cast<const S*>(a_.y) + (steps_.begin(k - 1) + n) * s_.R
-                                               : static_cast<const S*>(a_.h0) + n * s_.R;
+          const S* h = n < steps_.batch(k - 1)
+                           ? static_cast<const S*>(a_.y) + (steps_.begin(k - 1) + n) * s_.R
+                           : static_cast<const S*>(a_.h0) + n * s_.R;
           copy_row(h, s_.R, h_.get() + (row - c.row) * s_.Rp);
         }
       }
@@ -288,7 +303,8 @@ class BackwardScan {
           dw_hr_.data() + q * kW * s_.H);
   }
 
-  // out[u][j] += sum over the chunk's rows r of d[r * d_step + u] * in[r][j], u < units, j < columns.
+  // out[u][j] += sum over the chunk's rows r of d[r * d_step + u] * in[r][j], u < units, j <
+  // columns.
   void outer(const Chunk& c, std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
              const T* in, std::int64_t columns, T* out) {
     const bool first = c.end == steps_.T;
@@ -297,30 +313,34 @@ class BackwardScan {
     const std::int64_t count = vectors(columns);
     for (std::int64_t q = 0; q < count; q += kMaxWidth) {
       const int width = static_cast<int>(std::min<std::int64_t>(kMaxWidth, count - q));
-      for_tiles(a, 0, units, in + q * kW, padded(columns), width, [&](std::int64_t u, int height, const V* sums) {
-        for (int j = 0; j < height; ++j) {
-          for (int v = 0; v < width; ++v) {
-            const std::int64_t column = (q + v) * kW, valid = std::min(kW, columns - column);
-            T* p = out + (u + j) * columns + column;
-            store<T>(p, first ? sums[j * width + v] : load(p, valid) + sums[j * width + v], valid);
-          }
-        }
-      });
+      for_tiles(
+          a, 0, units, in + q * kW, padded(columns), width,
+          [&](std::int64_t u, int height, const V* sums) {
+            for (int j = 0; j < height; ++j) {
+              for (int v = 0; v < width; ++v) {
+                const std::int64_t column = (q + v) * kW, valid = std::min(kW, columns - column);
+                T* p = out + (u + j) * columns + column;
+                store<T>(p, first ? sums[j * width + v] : load(p, valid) + sums[j * width + v],
+                         valid);
+              }
+            }
+          });
     }
   }
 
   void input_gradient(const Chunk& c, const Grid& grid, std::int64_t item) {
     const Rows<T> dgates = recurrent_rows(c.dgates, 0, 0);
     grid.item(item, [&](std::int64_t g0, std::int64_t g1, std::int64_t r0, std::int64_t r1) {
-      w_ih_.multiply(dgates, r0, r1, g0, g1, [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
-        for (int j = 0; j < height; ++j) {
-          for (int v = 0; v < width; ++v) {
-            const std::int64_t column = (q + v) * kW;
-            store<S>(static_cast<S*>(a_.dx) + (c.row + row + j) * s_.I + column, sums[j * width + v],
-                     std::min(kW, s_.I - column));
-          }
-        }
-      });
+      w_ih_.multiply(dgates, r0, r1, g0, g1,
+                     [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
+                       for (int j = 0; j < height; ++j) {
+                         for (int v = 0; v < width; ++v) {
+                           const std::int64_t column = (q + v) * kW;
+                           store<S>(static_cast<S*>(a_.dx) + (c.row + row + j) * s_.I + column,
+                                    sums[j * width + v], std::min(kW, s_.I - column));
+                         }
+                       }
+                     });
     });
   }
 
@@ -341,8 +361,8 @@ class BackwardScan {
       if (Cell::kHasCell && a_.dc0 != nullptr) {
         for (std::int64_t n = 0; n < s_.N; ++n) {
           for (std::int64_t slice = 0; slice < s_.slices; ++slice) {
-            store<S>(static_cast<S*>(a_.dc0) + n * s_.H + slice * kW, load(carry_.get() + n * s_.Hp + slice * kW),
-                     s_.valid(slice));
+            store<S>(static_cast<S*>(a_.dc0) + n * s_.H + slice * kW,
+                     load(carry_.get() + n * s_.Hp + slice * kW), s_.valid(slice));
           }
         }
       }
@@ -361,11 +381,11 @@ class BackwardScan {
   const Steps steps_;
   const std::int64_t capacity_;  // rows of a chunk
   Packed<T> w_hh_, w_ih_, w_hr_;
-  Buffer<T> dgates_[2];    // [slice][row of the chunk][kPre][lane], this chunk's and the later one's
-  Buffer<T> carry_;        // (N, Hp), the gradient of the elementwise state
-  Buffer<T> dbias_;        // [slice][kPre][lane]
-  Buffer<T> x_, h_;        // (row of the chunk, columns padded)
-  Buffer<T> dh_;           // (row of the chunk, Rp), where P > 0
+  Buffer<T> dgates_[2];  // [slice][row of the chunk][kPre][lane], this chunk's and the later one's
+  Buffer<T> carry_;      // (N, Hp), the gradient of the elementwise state
+  Buffer<T> dbias_;      // [slice][kPre][lane]
+  Buffer<T> x_, h_;      // (row of the chunk, columns padded)
+  Buffer<T> dh_;         // (row of the chunk, Rp), where P > 0
   Buffer<T> unprojected_;  // (row of the chunk, Hp), where P > 0
   Gradient dw_ih_, dw_hh_, dw_hr_;
 };

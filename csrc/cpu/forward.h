@@ -13,7 +13,10 @@ class ForwardScan {
 
  public:
   ForwardScan(const ForwardArgs& a, int members)
-      : a_(a), s_(a), steps_(a), members_(members),
+      : a_(a),
+        s_(a),
+        steps_(a),
+        members_(members),
         capacity_(std::min(steps_.total(), std::max(a.N, kForwardChunkRows))),
         product_(choose_product()),
         w_ih_(s_.slices * G, product_ == Product::kPacked ? s_.I : 0, gate_width()),
@@ -63,14 +66,17 @@ class ForwardScan {
     if (steps_.total() <= kFew) {
       return Product::kDots;
     }
-    return std::is_same<S, T>::value && steps_.T == 1 && a_.N <= kSome ? Product::kTurned : Product::kPacked;
+    return std::is_same<S, T>::value && steps_.T == 1 && a_.N <= kSome ? Product::kTurned
+                                                                       : Product::kPacked;
   }
 
   // An LSTM's or GRU's tile is one slice with all its gates; the RNN has room for several slices.
   int gate_width() const { return G > 1 ? G : balanced_width<T>(s_.slices, s_.N, members_); }
 
   RowBlock<S> w_ih_rows(std::int64_t q) const { return s_.gate_rows(a_.w_ih, s_.I, q, 0); }
-  RowBlock<S> w_hh_rows(std::int64_t q) const { return s_.gate_rows(a_.w_hh, s_.R, q, Cell::kRecurrent); }
+  RowBlock<S> w_hh_rows(std::int64_t q) const {
+    return s_.gate_rows(a_.w_hh, s_.R, q, Cell::kRecurrent);
+  }
 
   void prepare_weights(std::int64_t group) {
     if (product_ == Product::kPacked) {
@@ -94,7 +100,8 @@ class ForwardScan {
     if (s_.P > 0 && group == 0) {
       for (std::int64_t g = 0; g < w_hr_.groups(); ++g) {
         pack_rows<S>(w_hr_, s_.H, g, [&](std::int64_t q) {
-          return RowBlock<S>{static_cast<const S*>(a_.w_hr) + q * kW * s_.H, std::min(kW, s_.P - q * kW)};
+          return RowBlock<S>{static_cast<const S*>(a_.w_hr) + q * kW * s_.H,
+                             std::min(kW, s_.P - q * kW)};
         });
       }
     }
@@ -114,7 +121,8 @@ class ForwardScan {
       }
       if (Cell::kHasCell) {
         for (std::int64_t j = 0; j < s_.Hp; j += kW) {
-          store<T>(state_.get() + n * s_.Hp + j, load(static_cast<const S*>(a_.c0) + n * s_.H + j, std::min(kW, s_.H - j)));
+          store<T>(state_.get() + n * s_.Hp + j,
+                   load(static_cast<const S*>(a_.c0) + n * s_.H + j, std::min(kW, s_.H - j)));
         }
       }
     }
@@ -137,7 +145,8 @@ class ForwardScan {
     const Grid grid = make_grid(m, in, rows, x_turned_);
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t r0, std::int64_t r1) {
-        const auto take = [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
+        const auto take = [&](std::int64_t row, int height, const V* sums, std::int64_t q,
+                              int width) {
           for (int v = 0; v < width; ++v) {
             const std::int64_t slice = (q + v) / G, gate = (q + v) % G;
             const V bias = load(bias_.get() + (slice * kPre + gate) * kW);
@@ -147,7 +156,9 @@ class ForwardScan {
             }
           }
         };
-        multiply(in, w_ih_, s_.I, x_turned_, r0, r1, g0, g1, [&](std::int64_t q) { return w_ih_rows(q); }, take);
+        multiply(
+            in, w_ih_, s_.I, x_turned_, r0, r1, g0, g1,
+            [&](std::int64_t q) { return w_ih_rows(q); }, take);
       });
     });
   }
@@ -167,8 +178,9 @@ class ForwardScan {
 
   // A times one of the gate matrices, in the way chosen for this call.
   template <class R, class F>
-  FUSED_RNN_INLINE void multiply(const Rows<T>& a, const Packed<T>& w, std::int64_t w_row, const Packed<T>& turned,
-                                 std::int64_t r0, std::int64_t r1, std::int64_t g0, std::int64_t g1, R&& rows, F&& f) {
+  FUSED_RNN_INLINE void multiply(const Rows<T>& a, const Packed<T>& w, std::int64_t w_row,
+                                 const Packed<T>& turned, std::int64_t r0, std::int64_t r1,
+                                 std::int64_t g0, std::int64_t g1, R&& rows, F&& f) {
     if (product_ == Product::kPacked) {
       w.multiply(a, r0, r1, g0, g1, f);
     } else if (product_ == Product::kDots) {
@@ -187,14 +199,17 @@ class ForwardScan {
     const Grid grid = make_grid(m, h, steps_.batch(k), h_turned_);
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t n0, std::int64_t n1) {
-        const auto take = [&](std::int64_t n, int height, const V* sums, std::int64_t q, int width) {
+        const auto take = [&](std::int64_t n, int height, const V* sums, std::int64_t q,
+                              int width) {
           for (int j = 0; j < height; ++j) {
             for (int v = 0; v < width; v += G) {
               unit_step(k, chunk, (q + v) / G, n + j, sums + j * width + v);
             }
           }
         };
-        multiply(h, w_hh_, s_.R, h_turned_, n0, n1, g0, g1, [&](std::int64_t q) { return w_hh_rows(q); }, take);
+        multiply(
+            h, w_hh_, s_.R, h_turned_, n0, n1, g0, g1, [&](std::int64_t q) { return w_hh_rows(q); },
+            take);
       });
     });
     if (s_.P > 0) {
@@ -203,7 +218,8 @@ class ForwardScan {
   }
 
   // All gates of one slice of hidden units of sequence n, from the recurrent sums.
-  FUSED_RNN_INLINE void unit_step(std::int64_t k, std::int64_t chunk, std::int64_t slice, std::int64_t n, const V* sums) {
+  FUSED_RNN_INLINE void unit_step(std::int64_t k, std::int64_t chunk, std::int64_t slice,
+                                  std::int64_t n, const V* sums) {
     const std::int64_t row = steps_.begin(k) + n, unit = slice * kW;
     const T* gx = gates_x(slice, row - chunk);
     V pre[kPre];
@@ -242,7 +258,8 @@ class ForwardScan {
   bool ends(std::int64_t k, std::int64_t n) const { return n >= steps_.batch(k + 1); }
 
   // h, already rounded to S: for the next step, for the user, and as the final state.
-  FUSED_RNN_INLINE void store_hidden(std::int64_t k, std::int64_t n, std::int64_t row, std::int64_t unit, V h) {
+  FUSED_RNN_INLINE void store_hidden(std::int64_t k, std::int64_t n, std::int64_t row,
+                                     std::int64_t unit, V h) {
     const std::int64_t valid = std::min(kW, s_.R - unit);
     store<T>(h_[(k + 1) % 2].get() + n * s_.Rp + unit, h);
     store<S>(static_cast<S*>(a_.y) + row * s_.R + unit, h, valid);
@@ -256,13 +273,15 @@ class ForwardScan {
     const Grid grid(w_hr_.groups(), steps_.batch(k), m.members());
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t n0, std::int64_t n1) {
-        w_hr_.multiply(in, n0, n1, g0, g1, [&](std::int64_t n, int height, const V* sums, std::int64_t q, int width) {
-          for (int j = 0; j < height; ++j) {
-            for (int v = 0; v < width; ++v) {
-              store_hidden(k, n + j, steps_.begin(k) + n + j, (q + v) * kW, rounded<S>(sums[j * width + v]));
-            }
-          }
-        });
+        w_hr_.multiply(in, n0, n1, g0, g1,
+                       [&](std::int64_t n, int height, const V* sums, std::int64_t q, int width) {
+                         for (int j = 0; j < height; ++j) {
+                           for (int v = 0; v < width; ++v) {
+                             store_hidden(k, n + j, steps_.begin(k) + n + j, (q + v) * kW,
+                                          rounded<S>(sums[j * width + v]));
+                           }
+                         }
+                       });
       });
     });
   }

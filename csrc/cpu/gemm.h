@@ -1,9 +1,9 @@
 // The matrix products: packed weights, and one register tile of rows x vectors.
 //
-// Every product here has the form out[m][q] += sum_k A[m][k] * B[k][q], q a vector of output columns.
-// A tile is up to kMaxRows rows by 1..4 vectors; its sums stay in registers over the whole of K and
-// pass once through a tile-sized buffer in L1 to the caller's arithmetic (the sums fill the register
-// file: the gates' temporaries would push them there anyway).
+// Every product here has the form out[m][q] += sum_k A[m][k] * B[k][q], q a vector of output
+// columns. A tile is up to kMaxRows rows by 1..4 vectors; its sums stay in registers over the whole
+// of K and pass once through a tile-sized buffer in L1 to the caller's arithmetic (the sums fill
+// the register file: the gates' temporaries would push them there anyway).
 #pragma once
 
 namespace fused_rnn {
@@ -96,10 +96,14 @@ constexpr TileKernel<T> pick(int rows, std::integer_sequence<int, kRows...>) {
 template <class T>
 FUSED_RNN_INLINE TileKernel<T> tile_for(int rows, int width) {
   switch (width) {
-    case 1: return pick<T, 1>(rows, std::make_integer_sequence<int, max_rows(1)>());
-    case 2: return pick<T, 2>(rows, std::make_integer_sequence<int, max_rows(2)>());
-    case 3: return pick<T, 3>(rows, std::make_integer_sequence<int, max_rows(3)>());
-    default: return pick<T, 4>(rows, std::make_integer_sequence<int, max_rows(4)>());
+    case 1:
+      return pick<T, 1>(rows, std::make_integer_sequence<int, max_rows(1)>());
+    case 2:
+      return pick<T, 2>(rows, std::make_integer_sequence<int, max_rows(2)>());
+    case 3:
+      return pick<T, 3>(rows, std::make_integer_sequence<int, max_rows(3)>());
+    default:
+      return pick<T, 4>(rows, std::make_integer_sequence<int, max_rows(4)>());
   }
 }
 
@@ -118,7 +122,8 @@ FUSED_RNN_INLINE void for_tiles(const Rows<T>& a, std::int64_t begin, std::int64
   }
 }
 
-// B, cut into groups of `width` vectors that a tile takes together: [group][k][vector of the group].
+// B, cut into groups of `width` vectors that a tile takes together: [group][k][vector of the
+// group].
 template <class T>
 struct Packed {
   Buffer<T> data;
@@ -143,7 +148,9 @@ struct Packed {
     for (std::int64_t g = first_group; g < last_group; ++g) {
       const int w = width_of(g);
       for_tiles(a, begin, end, group(g), step_of(g), w,
-                [&](std::int64_t first, int height, const Vec<T>* sums) { f(first, height, sums, g * width, w); });
+                [&](std::int64_t first, int height, const Vec<T>* sums) {
+                  f(first, height, sums, g * width, w);
+                });
     }
   }
 };
@@ -170,7 +177,8 @@ FUSED_RNN_INLINE V interleave(V a, V b, std::integer_sequence<int, kI...>) {
 #endif
 }
 
-// A block of kLanes x kLanes, transposed by log2(kLanes) rounds of perfect shuffles, all in registers.
+// A block of kLanes x kLanes, transposed by log2(kLanes) rounds of perfect shuffles, all in
+// registers.
 template <class T, int kRound = 1>
 FUSED_RNN_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
   constexpr int n = static_cast<int>(kLanes<T>);
@@ -190,8 +198,8 @@ FUSED_RNN_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
   }
 }
 
-// Vector q of B holds, at depth k, element k of kLanes rows of w; rows(q) points to the first of them
-// and says how many there are (the other lanes are zero).
+// Vector q of B holds, at depth k, element k of kLanes rows of w; rows(q) points to the first of
+// them and says how many there are (the other lanes are zero).
 template <class S>
 struct RowBlock {
   const S* first;

@@ -22,10 +22,13 @@ namespace {
 
 const Level& pick() {
   const char* wanted = std::getenv("FUSED_RNN_SIMD");
-  const auto allowed = [&](const Level& level) { return wanted == nullptr || std::strcmp(wanted, level.name) == 0; };
+  const auto allowed = [&](const Level& level) {
+    return wanted == nullptr || std::strcmp(wanted, level.name) == 0;
+  };
 #if defined(__x86_64__)
-  if (allowed(avx512::kLevel) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
+  if (allowed(avx512::kLevel) && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
     return avx512::kLevel;
   }
   // A level asked for but not to be had gives the next lower one.

@@ -22,8 +22,8 @@ std::size_t rounded(std::size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
-// malloc's quick lists serve no aligned requests, so a small block is aligned here; the byte before it
-// tells where it began.
+// malloc's quick lists serve no aligned requests, so a small block is aligned here; the byte before
+// it tells where it began.
 void* allocate_small(std::size_t bytes) {
   auto* const begin = static_cast<unsigned char*>(::operator new(bytes + kLine));
   const std::size_t skip = kLine - reinterpret_cast<std::uintptr_t>(begin) % kLine;  // 1 .. kLine

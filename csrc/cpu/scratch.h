@@ -1,7 +1,8 @@
 // Scratch memory that stays mapped between calls.
 //
-// glibc gives large blocks back to the kernel on free, and the next call pays for mapping and clearing
-// them again: 8% of an LSTM's inference at H = 1024. So blocks are kept, up to a bound, and reused.
+// glibc gives large blocks back to the kernel on free, and the next call pays for mapping and
+// clearing them again: 8% of an LSTM's inference at H = 1024. So blocks are kept, up to a bound,
+// and reused.
 #pragma once
 
 #include <cstddef>

@@ -11,7 +11,8 @@ class Steps {
     if (a.batch_sizes != nullptr) {
       begin_.resize(static_cast<std::size_t>(T) + 1, 0);
       for (std::int64_t t = 0; t < T; ++t) {
-        begin_[static_cast<std::size_t>(t) + 1] = begin_[static_cast<std::size_t>(t)] + a.batch_sizes[t];
+        begin_[static_cast<std::size_t>(t) + 1] =
+            begin_[static_cast<std::size_t>(t)] + a.batch_sizes[t];
       }
     }
   }
@@ -26,7 +27,9 @@ class Steps {
   std::int64_t total() const { return row_of_time(T); }
 
   // The rows of steps k0 .. k1-1, which stand together whichever way the scan goes.
-  std::int64_t first_row(std::int64_t k0, std::int64_t k1) const { return std::min(begin(k0), begin(k1 - 1)); }
+  std::int64_t first_row(std::int64_t k0, std::int64_t k1) const {
+    return std::min(begin(k0), begin(k1 - 1));
+  }
   std::int64_t rows(std::int64_t k0, std::int64_t k1) const {
     const std::int64_t last = std::max(time(k0), time(k1 - 1));
     return row_of_time(last + 1) - first_row(k0, k1);
@@ -34,7 +37,9 @@ class Steps {
 
  private:
   std::int64_t time(std::int64_t k) const { return reverse_ ? T - 1 - k : k; }
-  std::int64_t row_of_time(std::int64_t t) const { return begin_.empty() ? t * N : begin_[static_cast<std::size_t>(t)]; }
+  std::int64_t row_of_time(std::int64_t t) const {
+    return begin_.empty() ? t * N : begin_[static_cast<std::size_t>(t)];
+  }
 
   bool reverse_;
   std::vector<std::int64_t> begin_;
@@ -72,8 +77,14 @@ struct Shape {
   static constexpr std::int64_t kW = kLanes<T>;
 
   explicit Shape(const ScanArgs& a)
-      : N(a.N), I(a.I), H(a.H), P(a.P), R(a.P > 0 ? a.P : a.H), slices(ceil_div(H, kW)),
-        Hp(slices * kW), Rp(ceil_div(R, kW) * kW) {}
+      : N(a.N),
+        I(a.I),
+        H(a.H),
+        P(a.P),
+        R(a.P > 0 ? a.P : a.H),
+        slices(ceil_div(H, kW)),
+        Hp(slices * kW),
+        Rp(ceil_div(R, kW) * kW) {}
 
   const std::int64_t N, I, H, P, R, slices, Hp, Rp;
 
@@ -90,7 +101,8 @@ struct Shape {
   const S* gate_row(const void* w, std::int64_t columns, std::int64_t k, int first_pre) const {
     const std::int64_t slice = k / (Cell::kGates * kW), lane = k % kW;
     const int gate = Cell::kOrder[first_pre + k / kW % Cell::kGates];
-    return lane < valid(slice) ? static_cast<const S*>(w) + (gate * H + slice * kW + lane) * columns : nullptr;
+    return lane < valid(slice) ? static_cast<const S*>(w) + (gate * H + slice * kW + lane) * columns
+                               : nullptr;
   }
 };
 
@@ -99,7 +111,8 @@ struct Shape {
 inline int useful_threads(const ScanArgs& a, std::int64_t gates) {
   constexpr std::int64_t kWorkPerThread = 16384;
   const std::int64_t work = a.N * gates * a.H * (a.P > 0 ? a.P : a.H);
-  return static_cast<int>(std::min<std::int64_t>(std::max(a.threads, 1), std::max<std::int64_t>(work / kWorkPerThread, 1)));
+  return static_cast<int>(std::min<std::int64_t>(std::max(a.threads, 1),
+                                                 std::max<std::int64_t>(work / kWorkPerThread, 1)));
 }
 
 // Runs `scan`, an object with member(Team::Member&), on as many members as pay.

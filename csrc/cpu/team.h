@@ -2,10 +2,10 @@
 //
 // A phase is a number of independent items. Every member calls run() for every phase in the same
 // order; items are claimed, not assigned: a member takes its own share first (the same share each
-// phase, so its slice of the weights stays in its core's cache) and then what others have not begun.
-// A phase is over when all its items are done, whoever did them. So a member that comes late, is
-// descheduled between items or never starts costs its speed, not the progress of the rest: a plain
-// barrier would stop everybody once more threads than free cores take part.
+// phase, so its slice of the weights stays in its core's cache) and then what others have not
+// begun. A phase is over when all its items are done, whoever did them. So a member that comes
+// late, is descheduled between items or never starts costs its speed, not the progress of the rest:
+// a plain barrier would stop everybody once more threads than free cores take part.
 //
 // Which member computes an item never changes what is computed, so results do not depend on timing.
 #pragma once
@@ -73,16 +73,19 @@ class Team {
       if (at > phase || taken >= share) {
         return -1;
       }
-      const std::uint64_t next = (static_cast<std::uint64_t>(phase) << 32) | static_cast<std::uint64_t>(taken + 1);
+      const std::uint64_t next =
+          (static_cast<std::uint64_t>(phase) << 32) | static_cast<std::uint64_t>(taken + 1);
       if (state.compare_exchange_weak(seen, next, std::memory_order_relaxed)) {
         return begin + taken;
       }
     }
   }
 
-  // The release of every finished item's owner is seen here, before the next phase reads its results.
+  // The release of every finished item's owner is seen here, before the next phase reads its
+  // results.
   void wait(std::int64_t target) {
-    constexpr int kSpins = 2000;  // some tens of microseconds; then let whoever needs the core have it
+    constexpr int kSpins =
+        2000;  // some tens of microseconds; then let whoever needs the core have it
     for (int spins = 0; done_.load(std::memory_order_acquire) < target; ++spins) {
       if (spins < kSpins) {
         pause();
@@ -105,8 +108,8 @@ class Team {
   alignas(128) std::atomic<std::int64_t> done_{0};
 };
 
-// A phase's work: `groups` of columns times `rows`, cut into items. Columns are cut first, so that a
-// member meets the same weights in every step; rows only where there are too few columns.
+// A phase's work: `groups` of columns times `rows`, cut into items. Columns are cut first, so that
+// a member meets the same weights in every step; rows only where there are too few columns.
 struct Grid {
   std::int64_t groups, rows, column_parts, row_parts;
 
@@ -114,7 +117,8 @@ struct Grid {
     const std::int64_t wanted = members == 1 ? 1 : 4 * static_cast<std::int64_t>(members);
     constexpr std::int64_t kFewestRows = 4;
     column_parts = std::max<std::int64_t>(std::min(groups, wanted), 1);
-    row_parts = std::min(std::max<std::int64_t>(rows / kFewestRows, 1), ceil_div(wanted, column_parts));
+    row_parts =
+        std::min(std::max<std::int64_t>(rows / kFewestRows, 1), ceil_div(wanted, column_parts));
   }
   std::int64_t items() const { return column_parts * row_parts; }
 
@@ -122,7 +126,8 @@ struct Grid {
   template <class F>
   FUSED_RNN_INLINE void item(std::int64_t i, F&& f) const {
     const std::int64_t c = i / row_parts, r = i % row_parts;
-    f(groups * c / column_parts, groups * (c + 1) / column_parts, rows * r / row_parts, rows * (r + 1) / row_parts);
+    f(groups * c / column_parts, groups * (c + 1) / column_parts, rows * r / row_parts,
+      rows * (r + 1) / row_parts);
   }
 };
 

@@ -1,13 +1,13 @@
 // The product with weights as torch stores them, for calls too short to pay for packing (a cell, a
-// generated token). A handful of rows of A: dot products along K, the lanes added up at the end. Some
-// tens: A is packed instead, so that lanes are rows of A, and the result turned over.
+// generated token). A handful of rows of A: dot products along K, the lanes added up at the end.
+// Some tens: A is packed instead, so that lanes are rows of A, and the result turned over.
 #pragma once
 
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
 
-// Sums the lanes of kLanes vectors: lane i of the result is the sum of v[i]. Perfect shuffles again,
-// with an addition in every round, so that each halves the number of vectors.
+// Sums the lanes of kLanes vectors: lane i of the result is the sum of v[i]. Perfect shuffles
+// again, with an addition in every round, so that each halves the number of vectors.
 template <class T, int kCount>
 FUSED_RNN_INLINE Vec<T> sum_lanes(Vec<T> (&v)[kCount]) {
   if constexpr (kCount == 1) {
@@ -17,7 +17,8 @@ FUSED_RNN_INLINE Vec<T> sum_lanes(Vec<T> (&v)[kCount]) {
     Vec<T> w[kCount / 2];
 #pragma GCC unroll 16
     for (int i = 0; i < kCount / 2; ++i) {
-      w[i] = interleave<false>(v[i], v[i + kCount / 2], lanes) + interleave<true>(v[i], v[i + kCount / 2], lanes);
+      w[i] = interleave<false>(v[i], v[i + kCount / 2], lanes) +
+             interleave<true>(v[i], v[i + kCount / 2], lanes);
     }
     return sum_lanes<T>(w);
   }
@@ -26,8 +27,8 @@ FUSED_RNN_INLINE Vec<T> sum_lanes(Vec<T> (&v)[kCount]) {
 // kHeight rows of A times kLanes rows of W, kLanes / kStrips of them at a time, as many sums as
 // registers hold. out[m * out_step] is row m's vector.
 template <class S, class T, int kHeight>
-void dot_kernel(const T* a, std::int64_t a_row, std::int64_t depth, RowBlock<S> w, std::int64_t w_row, Vec<T>* out,
-                std::int64_t out_step) {
+void dot_kernel(const T* a, std::int64_t a_row, std::int64_t depth, RowBlock<S> w,
+                std::int64_t w_row, Vec<T>* out, std::int64_t out_step) {
   constexpr std::int64_t kW = kLanes<T>;
   constexpr int kStrip = static_cast<int>(kHeight == 1 ? kW : kW / 2);
   Vec<T> sums[kHeight][kW];
@@ -73,9 +74,10 @@ void dot_kernel(const T* a, std::int64_t a_row, std::int64_t depth, RowBlock<S> 
 
 // As Packed::multiply, for `width` vectors a group: rows(q) are the rows of W behind vector q.
 template <class S, class T, class R, class F>
-FUSED_RNN_INLINE void multiply_unpacked(const Rows<T>& a, std::int64_t w_row, int width, std::int64_t vectors,
-                                        std::int64_t begin, std::int64_t end, std::int64_t first_group,
-                                        std::int64_t last_group, R&& rows, F&& f) {
+FUSED_RNN_INLINE void multiply_unpacked(const Rows<T>& a, std::int64_t w_row, int width,
+                                        std::int64_t vectors, std::int64_t begin, std::int64_t end,
+                                        std::int64_t first_group, std::int64_t last_group, R&& rows,
+                                        F&& f) {
   constexpr int kHeight = FUSED_RNN_VECTOR_REGISTERS >= 32 ? 3 : 2;
   for (std::int64_t g = first_group; g < last_group; ++g) {
     const std::int64_t q = g * width;
@@ -99,9 +101,10 @@ FUSED_RNN_INLINE void multiply_unpacked(const Rows<T>& a, std::int64_t w_row, in
 
 // As multiply_unpacked, with `a` packed row by row (pack_rows) and `rows_of_a` of them.
 template <class T, class R, class F>
-FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, int width, std::int64_t vectors,
-                                      std::int64_t rows_of_a, std::int64_t first_group, std::int64_t last_group,
-                                      R&& rows, F&& f) {
+FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, int width,
+                                      std::int64_t vectors, std::int64_t rows_of_a,
+                                      std::int64_t first_group, std::int64_t last_group, R&& rows,
+                                      F&& f) {
   constexpr std::int64_t kW = kLanes<T>;
   Vec<T> turned[kMaxWidth * kW * kMaxWidth];  // [row of A][vector of the group]
   for (std::int64_t g = first_group; g < last_group; ++g) {
@@ -112,8 +115,8 @@ FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, in
       for (int v = 0; v < w; ++v) {
         const RowBlock<T> block = rows(q + v);
         Vec<T> square[kMaxWidth][kW] = {};
-        for_tiles(Rows<T>{block.first, w_row, a.depth}, 0, block.count, a.group(ag), a.step_of(ag), a_width,
-                  [&](std::int64_t unit, int height, const Vec<T>* sums) {
+        for_tiles(Rows<T>{block.first, w_row, a.depth}, 0, block.count, a.group(ag), a.step_of(ag),
+                  a_width, [&](std::int64_t unit, int height, const Vec<T>* sums) {
                     for (int j = 0; j < height; ++j) {
                       for (int av = 0; av < a_width; ++av) {
                         square[av][unit + j] = sums[j * a_width + av];
@@ -127,7 +130,8 @@ FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, in
           }
         }
       }
-      const std::int64_t first = ag * a.width * kW, count = std::min(a_width * kW, rows_of_a - first);
+      const std::int64_t first = ag * a.width * kW,
+                         count = std::min(a_width * kW, rows_of_a - first);
       f(first, static_cast<int>(count), turned, q, w);
     }
   }

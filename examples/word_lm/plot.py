@@ -92,8 +92,8 @@ def _draw_curves(axes: Axes, result: Result) -> None:
     )
     apart = ends[1][0] > 1.15 * ends[0][0]
     for (value, text), side in zip(ends, ("top", "bottom"), strict=True):
-        axes.annotate(f"{text} {value:.1f}", (last, value), xytext=(8, 0), textcoords="offset points",
-                      va="center" if apart else side)  # fmt: skip
+        axes.annotate(f"{text} {value:.1f}", (last, value), xytext=(8, 0),
+                      textcoords="offset points", va="center" if apart else side)  # fmt: skip
     axes.legend(loc="upper right", frameon=False)
 
 

@@ -1,0 +1,78 @@
+# Every target does its own set-up: a virtual environment in .venv with a pinned torch, and the native
+# module built in place; both are no-ops the second time. `make ENV=system TARGET` uses the current
+# Python and its torch instead and installs nothing.
+
+ENV ?= venv
+CELL ?= lstm
+ARGS ?=
+
+TORCH := torch==2.13.0
+PACKAGES := setuptools wheel ninja==1.13.2 numpy==2.4.6 pytest==9.2.0 pybind11==3.1.0 \
+            matplotlib==3.11.2 onnx==1.23.2 onnxruntime==1.32.0 build==1.6.1 \
+            ruff==0.17.6 clang-format==23.1.5
+
+ifeq ($(ENV),system)
+PYTHON := python3
+READY := check-system
+TOOLS :=
+else ifeq ($(ENV),venv)
+PYTHON := .venv/bin/python
+READY := .venv/ready
+TOOLS := .venv/bin/
+else
+$(error ENV is 'venv' or 'system', got '$(ENV)')
+endif
+
+export PYTHONPATH := $(CURDIR)
+
+NATIVE := fused_rnn/_C.abi3.so
+SOURCES := setup.py $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test bench lint format sanitize build clean check-system
+
+demo: build
+	$(PYTHON) examples/language_model.py --cell $(CELL) --out demo.png $(ARGS)
+
+test: build
+	$(PYTHON) -m pytest $(ARGS)
+
+bench: build
+	$(PYTHON) -m benchmarks $(ARGS)
+
+lint: $(READY)
+	$(TOOLS)ruff check .
+	$(TOOLS)ruff format --check .
+	$(TOOLS)clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(READY)
+	$(TOOLS)ruff format .
+	$(TOOLS)ruff check --fix .
+	$(TOOLS)clang-format -i $(CXX_FILES)
+
+# The C++ core alone, under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(READY)
+	$(PYTHON) -m tests.native.sanitize
+
+build: $(NATIVE)
+
+$(NATIVE): $(SOURCES) | $(READY)
+	@echo "Compiling the kernels: two to four minutes on two cores ..."
+	@mkdir -p build
+	@$(PYTHON) setup.py -q build_ext --inplace > build/log.txt 2>&1 || { tail -n 40 build/log.txt; exit 1; }
+	@touch $@
+
+.venv/ready: Makefile
+	@command -v python3 > /dev/null || { echo "make needs python3 (3.10 or newer) on the PATH."; exit 1; }
+	python3 -m venv .venv
+	.venv/bin/python -m pip install -q --upgrade pip
+	.venv/bin/python -m pip install -q $(TORCH) $(PACKAGES)
+	@touch $@
+
+check-system:
+	@$(PYTHON) -c "import torch" 2> /dev/null || \
+	  { echo "ENV=system needs a torch (2.11 or newer) in the current Python, and found none."; exit 1; }
+
+clean:
+	rm -rf build dist *.egg-info $(NATIVE) .pytest_cache .ruff_cache demo.png
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
