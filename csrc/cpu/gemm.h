@@ -44,44 +44,63 @@ struct RowSums {
     if constexpr (kWidth > 3) v[3] += av * b[3];
   }
 
-  FUSED_RNN_INLINE void store(Vec<T>* out) const {
-    out[0] = v[0];
-    if constexpr (kWidth > 1) out[1] = v[1];
-    if constexpr (kWidth > 2) out[2] = v[2];
-    if constexpr (kWidth > 3) out[3] = v[3];
+  // Adds the sums to `out`, or starts it with them, and begins again at zero.
+  FUSED_RNN_INLINE void fold(Vec<T>* out, bool start) {
+    out[0] = start ? v[0] : out[0] + v[0];
+    if constexpr (kWidth > 1) out[1] = start ? v[1] : out[1] + v[1];
+    if constexpr (kWidth > 2) out[2] = start ? v[2] : out[2] + v[2];
+    if constexpr (kWidth > 3) out[3] = start ? v[3] : out[3] + v[3];
+    *this = {};
   }
 };
+
+// The rounding error of a running sum grows with its length; sums of pieces of about this many
+// terms, added up, keep it near that of a blocked product, and cost a tile's worth of additions
+// each.
+constexpr std::int64_t kTermsPerFold = 128;
 
 template <class T, int kRows, int kWidth>
 void tile_kernel(const Rows<T>& a, const T* b, std::int64_t b_step, Vec<T>* out) {
   RowSums<T, kWidth> s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{};
-  const std::int64_t row = a.row, step = a.step, jump = a.block - a.length * step;
-  const T* p = a.data;
-  for (std::int64_t i = a.blocks; i > 0; --i, p += jump) {
-    for (const T* const end = p + a.length * step; p != end; p += step, b += b_step) {
-      Vec<T> bv[kWidth];
-      std::memcpy(&bv[0], b, sizeof(Vec<T>));
-      if constexpr (kWidth > 1) std::memcpy(&bv[1], b + kLanes<T>, sizeof(Vec<T>));
-      if constexpr (kWidth > 2) std::memcpy(&bv[2], b + 2 * kLanes<T>, sizeof(Vec<T>));
-      if constexpr (kWidth > 3) std::memcpy(&bv[3], b + 3 * kLanes<T>, sizeof(Vec<T>));
-      s0.add(p[0], bv);
-      if constexpr (kRows > 1) s1.add(p[row], bv);
-      if constexpr (kRows > 2) s2.add(p[2 * row], bv);
-      if constexpr (kRows > 3) s3.add(p[3 * row], bv);
-      if constexpr (kRows > 4) s4.add(p[4 * row], bv);
-      if constexpr (kRows > 5) s5.add(p[5 * row], bv);
-      if constexpr (kRows > 6) s6.add(p[6 * row], bv);
-      if constexpr (kRows > 7) s7.add(p[7 * row], bv);
+  const std::int64_t row = a.row, step = a.step;
+  bool start = true;
+  std::int64_t terms = 0;
+  for (std::int64_t i = 0; i < a.blocks; ++i) {
+    const T* p = a.data + i * a.block;
+    for (std::int64_t k = 0; k < a.length;) {
+      const std::int64_t piece = std::min(a.length - k, kTermsPerFold);
+      for (const T* const end = p + piece * step; p != end; p += step, b += b_step) {
+        Vec<T> bv[kWidth];
+        std::memcpy(&bv[0], b, sizeof(Vec<T>));
+        if constexpr (kWidth > 1) std::memcpy(&bv[1], b + kLanes<T>, sizeof(Vec<T>));
+        if constexpr (kWidth > 2) std::memcpy(&bv[2], b + 2 * kLanes<T>, sizeof(Vec<T>));
+        if constexpr (kWidth > 3) std::memcpy(&bv[3], b + 3 * kLanes<T>, sizeof(Vec<T>));
+        s0.add(p[0], bv);
+        if constexpr (kRows > 1) s1.add(p[row], bv);
+        if constexpr (kRows > 2) s2.add(p[2 * row], bv);
+        if constexpr (kRows > 3) s3.add(p[3 * row], bv);
+        if constexpr (kRows > 4) s4.add(p[4 * row], bv);
+        if constexpr (kRows > 5) s5.add(p[5 * row], bv);
+        if constexpr (kRows > 6) s6.add(p[6 * row], bv);
+        if constexpr (kRows > 7) s7.add(p[7 * row], bv);
+      }
+      k += piece;
+      terms += piece;
+      const bool last = i + 1 == a.blocks && k == a.length;
+      if (last || terms >= kTermsPerFold) {
+        s0.fold(out, start);
+        if constexpr (kRows > 1) s1.fold(out + kWidth, start);
+        if constexpr (kRows > 2) s2.fold(out + 2 * kWidth, start);
+        if constexpr (kRows > 3) s3.fold(out + 3 * kWidth, start);
+        if constexpr (kRows > 4) s4.fold(out + 4 * kWidth, start);
+        if constexpr (kRows > 5) s5.fold(out + 5 * kWidth, start);
+        if constexpr (kRows > 6) s6.fold(out + 6 * kWidth, start);
+        if constexpr (kRows > 7) s7.fold(out + 7 * kWidth, start);
+        start = false;
+        terms = 0;
+      }
     }
   }
-  s0.store(out);
-  if constexpr (kRows > 1) s1.store(out + kWidth);
-  if constexpr (kRows > 2) s2.store(out + 2 * kWidth);
-  if constexpr (kRows > 3) s3.store(out + 3 * kWidth);
-  if constexpr (kRows > 4) s4.store(out + 4 * kWidth);
-  if constexpr (kRows > 5) s5.store(out + 5 * kWidth);
-  if constexpr (kRows > 6) s6.store(out + 6 * kWidth);
-  if constexpr (kRows > 7) s7.store(out + 7 * kWidth);
 }
 
 template <class T>
