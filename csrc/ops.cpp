@@ -47,9 +47,10 @@ struct Operands {
         w_hr(std::move(w_hr_)),
         batch_sizes(std::move(batch_sizes_)) {
     checked_dtype(x);
-    const bool dense = !batch_sizes.has_value();
-    STD_TORCH_CHECK(x.dim() == (dense ? 3 : 2), "fused_rnn: x should have ",
-                    dense ? "3 dimensions (T, N, I)" : "2 dimensions (rows, I) with batch_sizes",
+    const bool packed = batch_sizes.has_value();
+    STD_TORCH_CHECK(x.dim() == 2 || (x.dim() == 3 && !packed), "fused_rnn: x should have ",
+                    packed ? "2 dimensions (rows, I) with batch_sizes"
+                           : "3 dimensions (T, N, I), or 2 for a single step (N, I)",
                     ", got ", x.dim());
     STD_TORCH_CHECK(h0.dim() == 2, "fused_rnn: h0 should have 2 dimensions (N, R), got ", h0.dim());
     STD_TORCH_CHECK(w_hh.dim() == 2, "fused_rnn: w_hh should have 2 dimensions (G*H, R), got ",
@@ -62,11 +63,11 @@ struct Operands {
     R = P > 0 ? P : H;
     STD_TORCH_CHECK(H > 0 && I > 0 && w_hh.size(0) == G * H,
                     "fused_rnn: w_hh should have G*H rows, G = ", G, ", got ", w_hh.size(0));
-    lead = dense ? Sizes{x.size(0), N} : Sizes{x.size(0)};
+    lead = packed ? Sizes{x.size(0)} : x.dim() == 3 ? Sizes{x.size(0), N} : Sizes{N};
     Sizes x_shape = lead;
     x_shape.push_back(I);
     x = checked(x, "x", x_shape, x);
-    STD_TORCH_CHECK(x.size(0) > 0, "fused_rnn: x should have at least one step, got shape ",
+    STD_TORCH_CHECK(x.dim() == 2 || x.size(0) > 0, "fused_rnn: x should have at least one step, got shape ",
                     to_string(sizes_of(x)));
     h0 = checked(h0, "h0", {N, R}, x);
     if (cell == CellKind::kLstm) {
@@ -77,7 +78,7 @@ struct Operands {
     b_ih = checked(b_ih, "b_ih", {G * H}, x);
     b_hh = checked(b_hh, "b_hh", {G * H}, x);
     w_hr = checked(w_hr, "w_hr", {P, H}, x);
-    if (!dense) {
+    if (packed) {
       batch_sizes = checked_batch_sizes(*batch_sizes, N, x.size(0));
     }
   }
@@ -85,7 +86,7 @@ struct Operands {
   void fill(ScanArgs& a, CellKind cell, bool reverse) const {
     a.cell = cell;
     a.dtype = checked_dtype(x);
-    a.T = batch_sizes.has_value() ? batch_sizes->size(0) : x.size(0);
+    a.T = batch_sizes.has_value() ? batch_sizes->size(0) : x.dim() == 3 ? x.size(0) : 1;
     a.N = N, a.I = I, a.H = H, a.P = P;
     a.batch_sizes = static_cast<const std::int64_t*>(read(batch_sizes));
     a.reverse = reverse;

@@ -59,7 +59,7 @@ def step(
     """
     if training and backend is not reference:
         return _Step.apply(backend, cell, x, *others)
-    _, h, c, _ = backend.forward(cell, Inputs(x.unsqueeze(0), *others), None, False, False)
+    _, h, c, _ = backend.forward(cell, Inputs(x, *others), None, False, False)
     return h, c
 
 
@@ -91,14 +91,14 @@ class _Scan(torch.autograd.Function):
 
 
 class _Step(torch.autograd.Function):
-    """A scan of length one; the views that make it one cost no node of the graph in here."""
+    """A single step: as a scan, without an output that is the state over again."""
 
     @staticmethod
     def forward(
-        ctx: Any, backend: Backend, cell: str, x: Tensor, *others: Tensor | None
+        ctx: Any, backend: Backend, cell: str, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        y, h, c, saved = backend.forward(cell, Inputs(x.unsqueeze(0), *others), None, False, True)
-        ctx.save_for_backward(x, *others, y, *saved)
+        y, h, c, saved = backend.forward(cell, Inputs(*inputs), None, False, True)
+        ctx.save_for_backward(*inputs, y, *saved)
         ctx.set_materialize_grads(False)
         ctx.scan = backend, cell
         return h, c
@@ -106,10 +106,8 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None) -> tuple[Tensor | None, ...]:
         backend, cell = ctx.scan
-        dx, *others = _backward(
-            ctx, backend, cell, None, False, None, dh, dc, ctx.needs_input_grad[2:]
-        )
-        return None, None, dx if dx is None else dx.squeeze(0), *others
+        needs = ctx.needs_input_grad[2:]
+        return None, None, *_backward(ctx, backend, cell, None, False, None, dh, dc, needs)
 
 
 def _backward(
@@ -127,8 +125,6 @@ def _backward(
         return (None,) * len(needs)
     tensors = ctx.saved_tensors
     inputs, y, saved = Inputs(*tensors[:8]), tensors[8], tensors[9:]
-    if batch_sizes is None and inputs.x.dim() == 2:  # a step
-        inputs = Inputs(inputs.x.unsqueeze(0), *inputs[1:])
     if torch.is_grad_enabled() or transforms.active() not in (None, transforms.AUTOCAST):
         backend = reference
     # Gradients of sums and of slices come expanded or strided; kernels take them dense.

@@ -16,7 +16,7 @@ class Inputs(NamedTuple):
     Those of a single step may have any strides where the backend ``checks_operands``.
     """
 
-    x: Tensor  # (T, N, I), or (rows, I) where the data is packed
+    x: Tensor  # (T, N, I); (rows, I) with batch_sizes; (N, I) for a single step
     h0: Tensor  # (N, R), R = P or H
     c0: Tensor | None  # (N, H), LSTM only
     w_ih: Tensor  # (G*H, I)

@@ -34,21 +34,24 @@ def forward(
     """Scan one layer in one direction; nothing is saved, the result carries autograd's own graph.
 
     Shape:
-        - y: (T, N, R), or (rows, R) for packed data
+        - y: (T, N, R), (rows, R) for packed data, or (N, R) for a single step
         - h_n: (N, R), c_n: (N, H) or None
     """
     dtype = inputs.x.dtype
     if dtype in _HALF:
         inputs = Inputs(*(t if t is None else t.float() for t in inputs))
-    scan = _scan_dense if batch_sizes is None else _scan_packed
-    y, state = scan(cell, inputs, batch_sizes, reverse)
+    if batch_sizes is not None:
+        y, state = _scan_packed(cell, inputs, batch_sizes, reverse)
+    elif inputs.x.dim() == 3:
+        y, state = _scan_dense(cell, inputs, reverse)
+    else:
+        state = CELLS[cell].step(inputs.x, State(inputs.h0, inputs.c0), Weights(*inputs[3:]))
+        y = state.h
     c_n = None if state.c is None else state.c.to(dtype)
     return y.to(dtype), state.h.to(dtype), c_n, ()
 
 
-def _scan_dense(
-    cell: str, inputs: Inputs, batch_sizes: None, reverse: bool
-) -> tuple[Tensor, State]:
+def _scan_dense(cell: str, inputs: Inputs, reverse: bool) -> tuple[Tensor, State]:
     step = CELLS[cell].step
     state, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
     steps = inputs.x.unbind(0)
