@@ -20,16 +20,15 @@ class BackwardScan {
         capacity_(std::min(steps_.total(), std::max(a.N, kBackwardChunkRows))),
         w_hh_(vectors(s_.R), s_.slices * G * kW, balanced_width<T>(vectors(s_.R), s_.N, members)),
         w_ih_(a.dx != nullptr ? vectors(s_.I) : 0, s_.slices * G * kW, kMaxWidth),
+        dgates_(s_.slices * capacity_ * kPre * kW),
+        edge_(s_.slices * s_.N * kPre * kW),
         carry_(Cell::kHasCell || Cell::kStateIsHidden ? s_.N * s_.Hp : 0),
         dbias_(s_.slices * kPre * kW),
-        x_(a.dw_ih != nullptr ? capacity_ * padded(s_.I) : 0),
+        x_(a.dw_ih != nullptr && !x_fits() ? capacity_ * padded(s_.I) : 0),
         h_(a.dw_hh != nullptr ? capacity_ * s_.Rp : 0),
         dw_ih_(a.dw_ih, Cell::kGates * s_.H * s_.I),
         dw_hh_(a.dw_hh, Cell::kGates * s_.H * s_.R),
         dw_hr_(a.dw_hr, s_.P * s_.H) {
-    for (Buffer<T>& d : dgates_) {
-      d = Buffer<T>(s_.slices * capacity_ * kPre * kW);
-    }
     if (s_.P > 0) {
       w_hr_ = Packed<T>(s_.slices, s_.P, balanced_width<T>(s_.slices, s_.N, members));
       dh_ = Buffer<T>(capacity_ * s_.Rp);
@@ -41,19 +40,17 @@ class BackwardScan {
     const std::int64_t total = w_hh_.groups() + w_ih_.groups() + w_hr_.groups();
     m.run(total, [&](std::int64_t i) { prepare_weights(i); });
     m.run(s_.N, [&](std::int64_t n) { prepare_row(n); });
-    Chunk later{steps_.T, steps_.T, 0, nullptr};
-    for (int parity = 0; later.begin > 0; parity ^= 1) {
-      const std::int64_t begin = chunk_begin(steps_, later.begin, capacity_);
-      const Chunk now{begin, later.begin, steps_.first_row(begin, later.begin),
-                      dgates_[parity].get()};
+    Chunk now{steps_.T, steps_.T, 0};
+    while (now.begin > 0) {
+      const std::int64_t begin = chunk_begin(steps_, now.begin, capacity_);
+      now = {begin, now.begin, steps_.first_row(begin, now.begin)};
       for (std::int64_t k = now.end - 1; k >= now.begin; --k) {
-        step(m, k, now, k + 1 < now.end ? now : later);
+        step(m, k, now);
       }
       stage(m, now);
       accumulate(m, now);
-      later = now;
     }
-    step(m, -1, later, later);
+    step(m, -1, now);
     finish(m);
   }
 
@@ -61,7 +58,6 @@ class BackwardScan {
   struct Chunk {
     std::int64_t begin, end;  // scan steps
     std::int64_t row;         // the first of its rows
-    T* dgates;                // [slice][row of the chunk][kPre][lane]
   };
 
   // A weight gradient in T: the user's tensor itself where that is T's, scratch elsewhere.
@@ -112,13 +108,15 @@ class BackwardScan {
     }
   }
 
-  // Sequences of scan step k from the dgates of step k + 1, which lie in `from`. Those that ended
-  // at k have no later step; those that began at k + 1 (all of them at k = -1) give the initial
-  // state's gradient instead.
-  void step(Team::Member& m, std::int64_t k, const Chunk& to, const Chunk& from) {
+  // Sequences of scan step k from the dgates of step k + 1. Those that ended at k have no later
+  // step; those that began at k + 1 (all of them at k = -1) give the initial state's gradient
+  // instead.
+  void step(Team::Member& m, std::int64_t k, const Chunk& to) {
     const std::int64_t inner = steps_.batch(k + 1), here = steps_.batch(k);
-    const std::int64_t row = k + 1 < steps_.T ? steps_.begin(k + 1) - from.row : 0;
-    const Rows<T> dgates = recurrent_rows(from.dgates, row, kRecurrent);
+    const bool inside = k >= to.begin && k + 1 < to.end;
+    const Rows<T> dgates =
+        inside ? gate_rows(dgates_.get(), capacity_, steps_.begin(k + 1) - to.row, kRecurrent)
+               : gate_rows(edge_.get(), s_.N, 0, kRecurrent);
     const Grid grid(w_hh_.groups(), std::max(inner, here), m.members());
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t n0, std::int64_t n1) {
@@ -144,10 +142,11 @@ class BackwardScan {
     }
   }
 
-  Rows<T> recurrent_rows(const T* dgates, std::int64_t row, int first_pre) const {
+  // Gradients of kGates pre-activations from first_pre on, all slices of them along K.
+  Rows<T> gate_rows(const T* dgates, std::int64_t rows, std::int64_t row, int first_pre) const {
     Rows<T> r{dgates + row * kPre * kW + first_pre * kW, kPre * kW, G * kW};
     r.blocks = s_.slices;
-    r.block = capacity_ * kPre * kW;
+    r.block = rows * kPre * kW;
     return r;
   }
 
@@ -201,7 +200,7 @@ class BackwardScan {
     if (Cell::kHasCell || Cell::kStateIsHidden) {
       store<T>(carried, carry);
     }
-    T* out = to.dgates + (slice * capacity_ + row - to.row) * kPre * kW;
+    T* out = dgates_.get() + (slice * capacity_ + row - to.row) * kPre * kW;
     for (int p = 0; p < kPre; ++p) {
       store<T>(out + p * kW, dpre[p]);
     }
@@ -239,7 +238,7 @@ class BackwardScan {
       const std::int64_t k = c.begin + i, first = steps_.begin(k);
       for (std::int64_t n = 0; n < steps_.batch(k); ++n) {
         const std::int64_t row = first + n;
-        if (a_.dw_ih != nullptr) {
+        if (a_.dw_ih != nullptr && !x_fits()) {
           copy_row(static_cast<const S*>(a_.x) + row * s_.I, s_.I,
                    x_.get() + (row - c.row) * padded(s_.I));
         }
@@ -251,6 +250,17 @@ class BackwardScan {
         }
       }
     });
+  }
+
+  // x serves as it lies where it has the arithmetic's type and whole vectors.
+  bool x_fits() const { return std::is_same<S, T>::value && s_.I % kW == 0; }
+  const T* chunk_x(const Chunk& c) const {
+    if constexpr (std::is_same<S, T>::value) {
+      if (x_fits()) {
+        return static_cast<const S*>(a_.x) + c.row * s_.I;
+      }
+    }
+    return x_.get();
   }
 
   static void copy_row(const S* from, std::int64_t columns, T* to) {
@@ -276,7 +286,7 @@ class BackwardScan {
   }
 
   void slice_weights(const Chunk& c, std::int64_t rows, std::int64_t slice) {
-    const T* d = c.dgates + slice * capacity_ * kPre * kW;
+    const T* d = dgates_.get() + slice * capacity_ * kPre * kW;
     for (int p = 0; p < kPre; ++p) {
       V sum{};
       for (std::int64_t r = 0; r < rows; ++r) {
@@ -288,7 +298,7 @@ class BackwardScan {
     for (int g = 0; g < G; ++g) {
       const std::int64_t unit = slice * kW, valid = s_.valid(slice);
       if (a_.dw_ih != nullptr) {
-        outer(c, rows, d + g * kW, kPre * kW, valid, x_.get(), s_.I,
+        outer(c, rows, d + g * kW, kPre * kW, valid, chunk_x(c), s_.I,
               dw_ih_.data() + (Cell::kOrder[g] * s_.H + unit) * s_.I);
       }
       if (a_.dw_hh != nullptr) {
@@ -296,6 +306,9 @@ class BackwardScan {
               dw_hh_.data() + (Cell::kOrder[g + kRecurrent] * s_.H + unit) * s_.R);
       }
     }
+    const std::int64_t edge = (steps_.begin(c.begin) - c.row) * kPre * kW;
+    std::copy_n(d + edge, steps_.batch(c.begin) * kPre * kW,
+                edge_.get() + slice * s_.N * kPre * kW);
   }
 
   void projection_weights(const Chunk& c, std::int64_t rows, std::int64_t q) {
@@ -329,7 +342,7 @@ class BackwardScan {
   }
 
   void input_gradient(const Chunk& c, const Grid& grid, std::int64_t item) {
-    const Rows<T> dgates = recurrent_rows(c.dgates, 0, 0);
+    const Rows<T> dgates = gate_rows(dgates_.get(), capacity_, 0, 0);
     grid.item(item, [&](std::int64_t g0, std::int64_t g1, std::int64_t r0, std::int64_t r1) {
       w_ih_.multiply(dgates, r0, r1, g0, g1,
                      [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
@@ -381,11 +394,12 @@ class BackwardScan {
   const Steps steps_;
   const std::int64_t capacity_;  // rows of a chunk
   Packed<T> w_hh_, w_ih_, w_hr_;
-  Buffer<T> dgates_[2];  // [slice][row of the chunk][kPre][lane], this chunk's and the later one's
-  Buffer<T> carry_;      // (N, Hp), the gradient of the elementwise state
-  Buffer<T> dbias_;      // [slice][kPre][lane]
-  Buffer<T> x_, h_;      // (row of the chunk, columns padded)
-  Buffer<T> dh_;         // (row of the chunk, Rp), where P > 0
+  Buffer<T> dgates_;       // [slice][row of the chunk][kPre][lane]
+  Buffer<T> edge_;         // [slice][n][kPre][lane]: the first scan step of the later chunk
+  Buffer<T> carry_;        // (N, Hp), the gradient of the elementwise state
+  Buffer<T> dbias_;        // [slice][kPre][lane]
+  Buffer<T> x_, h_;        // (row of the chunk, columns padded)
+  Buffer<T> dh_;           // (row of the chunk, Rp), where P > 0
   Buffer<T> unprojected_;  // (row of the chunk, Hp), where P > 0
   Gradient dw_ih_, dw_hh_, dw_hr_;
 };

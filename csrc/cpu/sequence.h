@@ -48,7 +48,7 @@ class Steps {
 // A group of consecutive steps whose input product is made at once, so that the weights are read
 // once for all of them and the result is used while it is in the cache.
 constexpr std::int64_t kForwardChunkRows = 96;
-constexpr std::int64_t kBackwardChunkRows = 512;
+constexpr std::int64_t kBackwardChunkRows = 384;
 
 inline std::int64_t chunk_end(const Steps& s, std::int64_t k, std::int64_t rows) {
   std::int64_t end = k + 1;

@@ -1,0 +1,61 @@
+"""The scans that the tests of the kernels run, and what the specification makes of them."""
+
+from __future__ import annotations
+
+import torch
+from operands import (
+    RAGGED,
+    SHAPES,
+    Shape,
+    as_double,
+    differentiate,
+    make_inputs,
+    needing,
+    ragged,
+)
+
+from fused_rnn.backends import reference
+
+from .core import GRADIENTS, Results, Scan
+
+VARIANTS = ["lstm", "lstm-projected", "gru", "rnn_tanh", "rnn_relu"]
+
+# Beside those of every backend: what the kernels cut or compute in another way.
+OWN_SHAPES = {
+    "dots": Shape(2, 4, 19, 9),
+    "turned": Shape(1, 9, 5, 18),
+    "turned-wide": Shape(1, 90, 21, 37, bias=False),
+    "chunks": Shape(70, 9, 3, 5),
+    "more-rows-than-a-chunk": Shape(2, 530, 2, 3),
+    "ragged-chunks": ragged([(7 * n) % 60 + 1 for n in range(40)], 3, 20),
+    "ragged-one-row-steps": ragged((30, 1, 1), 2, 3),
+}
+ALL_SHAPES = {name: shape for name, shape in (SHAPES | RAGGED | OWN_SHAPES).items() if shape.N > 0}
+FEW_SHAPES = {name: ALL_SHAPES[name] for name in ("odd", "ragged", "dots", "turned")}
+
+
+def make_scan(
+    variant: str, shape: Shape, reverse: bool = False, dtype: torch.dtype = torch.float32
+) -> Scan:
+    """Return a scan with random operands and gradients."""
+    cell = variant.removesuffix("-projected")
+    inputs, batch_sizes = make_inputs((cell, cell != variant), shape, dtype)
+    y = (*inputs.x.shape[:-1], inputs.h0.shape[1])
+    c_n = None if inputs.c0 is None else inputs.c0.shape
+    gradients = tuple(
+        size if size is None else torch.randn(size).to(dtype)
+        for size in (y, inputs.h0.shape, c_n)
+    )
+    return Scan(cell, inputs, batch_sizes, reverse, gradients)
+
+
+def expected_of(scan: Scan) -> Results:
+    """Return what the reference makes of a scan, in float64."""
+    oracle = needing(as_double(scan.inputs))
+    gradients = [None if g is None else g.double() for g in scan.gradients]
+    results, grads = differentiate(
+        reference, scan.cell, oracle, scan.batch_sizes, scan.reverse, gradients
+    )
+    given = [name for name, t in zip(GRADIENTS, scan.inputs, strict=True) if t is not None]
+    named = [*zip(("y", "h_n", "c_n"), results, strict=True), *zip(given, grads, strict=True)]
+    return {name: tensor.detach() for name, tensor in named if tensor is not None}
