@@ -1,13 +1,11 @@
 // The cells' arithmetic, once for C++ and CUDA: what happens to one hidden unit of one sequence in
 // one step, after the matrix products. V is a scalar or a vector of hidden units.
 //
-//   LSTM   i = s(a_i)  f = s(a_f)  g = tanh(a_g)  o = s(a_o)         (Hochreiter & Schmidhuber
-//   1997;
-//          c' = f c + i g      h' = o tanh(c')                        Gers et al. 2000)
-//   GRU    r = s(a_r)  z = s(a_z)  n = tanh(a_nx + r a_nh)           (Cho et al. 2014, torch's
-//   form:
-//          h' = (1 - z) n + z h                                       the bias b_hn inside r)
-//   RNN    h' = tanh(a)  or  h' = relu(a)                            (Elman 1990)
+//   LSTM   i = s(a_i)  f = s(a_f)  g = tanh(a_g)  o = s(a_o)   (Hochreiter & Schmidhuber 1997;
+//          c' = f c + i g      h' = o tanh(c')                  Gers et al. 2000)
+//   GRU    r = s(a_r)  z = s(a_z)  n = tanh(a_nx + r a_nh)     (Cho et al. 2014; in torch's form,
+//          h' = (1 - z) n + z h                                 b_hn stands inside r)
+//   RNN    h' = tanh(a)  or  h' = relu(a)                      (Elman 1990)
 //
 // a = W_ih x + b_ih + W_hh h + b_hh, but for the GRU's n, whose two parts stay apart. So a cell has
 // kPre pre-activations; the input product gives the first kGates of them, the recurrent product
@@ -98,7 +96,7 @@ struct Rnn {
   FUSED_RNN_INLINE static void backward(const V* saved, V, V dh, V&, V* dpre) {
     const V h = saved[0];
     if constexpr (kRelu) {
-      dpre[0] = h > V{} ? dh : V{};  // torch's choice at zero: no gradient
+      dpre[0] = h <= V{} ? V{} : dh;  // torch's choice: none at zero, and a NaN passes it on
     } else {
       dpre[0] = dh * (1 - h * h);
     }

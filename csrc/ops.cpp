@@ -55,19 +55,24 @@ struct Operands {
     STD_TORCH_CHECK(h0.dim() == 2, "fused_rnn: h0 should have 2 dimensions (N, R), got ", h0.dim());
     STD_TORCH_CHECK(w_hh.dim() == 2, "fused_rnn: w_hh should have 2 dimensions (G*H, R), got ",
                     w_hh.dim());
+    STD_TORCH_CHECK(!w_hr.has_value() || (w_hr->dim() == 2 && w_hr->size(0) > 0),
+                    "fused_rnn: w_hr should have 2 dimensions (P, H), P > 0");
     const std::int64_t G = gates_of(cell);
     N = h0.size(0);
     H = w_hh.size(0) / G;
     I = x.size(x.dim() - 1);
     P = w_hr.has_value() ? w_hr->size(0) : 0;
     R = P > 0 ? P : H;
-    STD_TORCH_CHECK(H > 0 && I > 0 && w_hh.size(0) == G * H,
-                    "fused_rnn: w_hh should have G*H rows, G = ", G, ", got ", w_hh.size(0));
+    STD_TORCH_CHECK(I > 0, "fused_rnn: x should have at least one feature, got shape ",
+                    to_string(sizes_of(x)));
+    STD_TORCH_CHECK(H > 0 && w_hh.size(0) == G * H, "fused_rnn: w_hh should have G*H rows, G = ", G,
+                    ", got ", w_hh.size(0));
     lead = packed ? Sizes{x.size(0)} : x.dim() == 3 ? Sizes{x.size(0), N} : Sizes{N};
     Sizes x_shape = lead;
     x_shape.push_back(I);
     x = checked(x, "x", x_shape, x);
-    STD_TORCH_CHECK(x.dim() == 2 || x.size(0) > 0, "fused_rnn: x should have at least one step, got shape ",
+    STD_TORCH_CHECK(x.dim() == 2 || x.size(0) > 0,
+                    "fused_rnn: x should have at least one step, got shape ",
                     to_string(sizes_of(x)));
     h0 = checked(h0, "h0", {N, R}, x);
     if (cell == CellKind::kLstm) {
@@ -116,11 +121,12 @@ struct Operands {
         &handle));
     return Tensor(handle);
   }
-  Tensor empty_saved(const ScanArgs& a) const {
+  // What backward needs is kept in the type of the arithmetic; at inference nothing is.
+  Tensor empty_saved(const ScanArgs& a, bool training) const {
     using torch::headeronly::ScalarType;
-    const auto type =
-        x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    return empty({cpu::level().saved_elements(a)}, type);
+    const bool is_double = x.scalar_type() == ScalarType::Double;
+    return empty({training ? cpu::level().saved_elements(a) : 0},
+                 is_double ? ScalarType::Double : ScalarType::Float);
   }
   Sizes y_shape() const {
     Sizes shape = lead;
@@ -137,8 +143,7 @@ std::array<Tensor, 4> forward(CellKind cell, const Operands& in, bool reverse, b
   in.fill(a, cell, reverse);
   const bool lstm = cell == CellKind::kLstm;
   std::array<Tensor, 4> out{in.empty(in.y_shape()), in.empty({in.N, in.R}),
-                            lstm ? in.empty({in.N, in.H}) : in.h0,
-                            training ? in.empty_saved(a) : in.empty({0})};
+                            lstm ? in.empty({in.N, in.H}) : in.h0, in.empty_saved(a, training)};
   a.y = write(out[0]);
   a.h_n = write(out[1]);
   a.c_n = lstm ? write(out[2]) : nullptr;

@@ -70,7 +70,7 @@ struct Level {
   void (*backward)(const BackwardArgs&);
 };
 
-// The best level this machine has; FUSED_RNN_SIMD = avx512 | avx2 | default asks for a lower one.
+// The best level this machine has; FUSED_RNN_SIMD = avx512 | avx2 | portable asks for another.
 const Level& level();
 
 }  // namespace cpu

@@ -11,6 +11,7 @@ class BackwardScan {
   using V = Vec<T>;
   static constexpr std::int64_t kW = kLanes<T>;
   static constexpr int G = Cell::kGates, kPre = Cell::kPre, kRecurrent = Cell::kRecurrent;
+  static constexpr bool kHasState = Cell::kHasCell || Cell::kStateIsHidden;
 
  public:
   BackwardScan(const BackwardArgs& a, int members)
@@ -22,7 +23,7 @@ class BackwardScan {
         w_ih_(a.dx != nullptr ? vectors(s_.I) : 0, s_.slices * G * kW, kMaxWidth),
         dgates_(s_.slices * capacity_ * kPre * kW),
         edge_(s_.slices * s_.N * kPre * kW),
-        carry_(Cell::kHasCell || Cell::kStateIsHidden ? s_.N * s_.Hp : 0),
+        carry_(kHasState ? s_.N * s_.Hp : 0),
         dbias_(s_.slices * kPre * kW),
         x_(a.dw_ih != nullptr && !x_fits() ? capacity_ * padded(s_.I) : 0),
         h_(a.dw_hh != nullptr ? capacity_ * s_.Rp : 0),
@@ -97,7 +98,7 @@ class BackwardScan {
   }
 
   void prepare_row(std::int64_t n) {
-    if (Cell::kHasCell || Cell::kStateIsHidden) {
+    if (kHasState) {
       for (std::int64_t slice = 0; slice < s_.slices; ++slice) {
         const bool given = Cell::kHasCell && a_.dc_n != nullptr;
         const V dc =
@@ -188,8 +189,8 @@ class BackwardScan {
       saved[i] = load(base + (row * Cell::kSaved + i) * kW);
     }
     V prev{}, carry{}, dpre[kPre];
-    T* carried = carry_.get() + n * s_.Hp + unit;
-    if (Cell::kHasCell || Cell::kStateIsHidden) {
+    T* const carried = kHasState ? carry_.get() + n * s_.Hp + unit : nullptr;
+    if (kHasState) {
       carry = load(carried);
       prev = n < steps_.batch(k - 1)
                  ? load(base + ((steps_.begin(k - 1) + n) * Cell::kSaved + Cell::kSaved - 1) * kW)
@@ -197,7 +198,7 @@ class BackwardScan {
                         s_.valid(slice));
     }
     Cell::backward(saved, prev, dh, carry, dpre);
-    if (Cell::kHasCell || Cell::kStateIsHidden) {
+    if (kHasState) {
       store<T>(carried, carry);
     }
     T* out = dgates_.get() + (slice * capacity_ + row - to.row) * kPre * kW;
@@ -231,14 +232,15 @@ class BackwardScan {
 
   // The chunk's x and h of the step before, in T and padded to whole vectors.
   void stage(Team::Member& m, const Chunk& c) {
-    if (a_.dw_ih == nullptr && a_.dw_hh == nullptr) {
+    const bool x_wanted = a_.dw_ih != nullptr && !x_fits();
+    if (!x_wanted && a_.dw_hh == nullptr) {
       return;
     }
     m.run(c.end - c.begin, [&](std::int64_t i) {
       const std::int64_t k = c.begin + i, first = steps_.begin(k);
       for (std::int64_t n = 0; n < steps_.batch(k); ++n) {
         const std::int64_t row = first + n;
-        if (a_.dw_ih != nullptr && !x_fits()) {
+        if (x_wanted) {
           copy_row(static_cast<const S*>(a_.x) + row * s_.I, s_.I,
                    x_.get() + (row - c.row) * padded(s_.I));
         }
@@ -288,10 +290,7 @@ class BackwardScan {
   void slice_weights(const Chunk& c, std::int64_t rows, std::int64_t slice) {
     const T* d = dgates_.get() + slice * capacity_ * kPre * kW;
     for (int p = 0; p < kPre; ++p) {
-      V sum{};
-      for (std::int64_t r = 0; r < rows; ++r) {
-        sum += load(d + (r * kPre + p) * kW);
-      }
+      const V sum = sum_rows(d + p * kW, rows);
       T* total = dbias_.get() + (slice * kPre + p) * kW;
       store<T>(total, c.end == steps_.T ? sum : load(total) + sum);
     }
@@ -311,13 +310,25 @@ class BackwardScan {
                 edge_.get() + slice * s_.N * kPre * kW);
   }
 
+  // Pairwise above kTermsPerFold rows: the rounding error must not grow with the batch.
+  static V sum_rows(const T* d, std::int64_t rows) {
+    if (rows > kTermsPerFold) {
+      const std::int64_t half = rows / 2;
+      return sum_rows(d, half) + sum_rows(d + half * kPre * kW, rows - half);
+    }
+    V sum{};
+    for (std::int64_t r = 0; r < rows; ++r) {
+      sum += load(d + r * kPre * kW);
+    }
+    return sum;
+  }
+
   void projection_weights(const Chunk& c, std::int64_t rows, std::int64_t q) {
     outer(c, rows, dh_.get() + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), unprojected_.get(), s_.H,
           dw_hr_.data() + q * kW * s_.H);
   }
 
-  // out[u][j] += sum over the chunk's rows r of d[r * d_step + u] * in[r][j], u < units, j <
-  // columns.
+  // out[u][j] += sum over the chunk's rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
   void outer(const Chunk& c, std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
              const T* in, std::int64_t columns, T* out) {
     const bool first = c.end == steps_.T;

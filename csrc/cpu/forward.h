@@ -10,6 +10,7 @@ class ForwardScan {
   using V = Vec<T>;
   static constexpr std::int64_t kW = kLanes<T>;
   static constexpr int G = Cell::kGates, kPre = Cell::kPre;
+  static constexpr bool kHasState = Cell::kHasCell || Cell::kStateIsHidden;
 
  public:
   ForwardScan(const ForwardArgs& a, int members)
@@ -23,7 +24,7 @@ class ForwardScan {
         w_hh_(s_.slices * G, product_ == Product::kPacked ? s_.R : 0, gate_width()),
         bias_(s_.slices * kPre * kW),
         gates_x_(s_.slices * capacity_ * G * kW),
-        state_(Cell::kHasCell || Cell::kStateIsHidden ? s_.N * s_.Hp : 0) {
+        state_(kHasState ? s_.N * s_.Hp : 0) {
     for (Buffer<T>& h : h_) {
       h = Buffer<T>(s_.N * s_.Rp);
     }
@@ -229,9 +230,9 @@ class ForwardScan {
         pre[p] += sums[p - Cell::kRecurrent];
       }
     }
-    T* state = state_.get() + n * s_.Hp + unit;
+    T* const state = kHasState ? state_.get() + n * s_.Hp + unit : nullptr;
     V saved[Cell::kSaved];
-    V h = Cell::forward(pre, Cell::kHasCell || Cell::kStateIsHidden ? load(state) : V{}, saved);
+    V h = Cell::forward(pre, kHasState ? load(state) : V{}, saved);
     if (s_.P > 0) {
       store<T>(unprojected_.get() + n * s_.Hp + unit, h);
     } else {
@@ -241,7 +242,7 @@ class ForwardScan {
     if (Cell::kStateIsHidden) {
       saved[Cell::kSaved - 1] = h;
     }
-    if (Cell::kHasCell || Cell::kStateIsHidden) {
+    if (kHasState) {
       store<T>(state, saved[Cell::kSaved - 1]);
     }
     if (Cell::kHasCell && ends(k, n)) {

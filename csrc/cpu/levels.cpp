@@ -1,6 +1,6 @@
 // Which SIMD level runs.
 #include <cstdlib>
-#include <cstring>
+#include <string_view>
 
 #include "../scan.h"
 
@@ -20,11 +20,21 @@ extern const cpu::Level kLevel;
 namespace cpu {
 namespace {
 
+std::string_view named() {
+  const char* const value = std::getenv("FUSED_RNN_SIMD");
+  const std::string_view name = value != nullptr ? value : "";
+  for (const char* const known : {"avx512", "avx2", "portable"}) {
+    if (name == known) {
+      return name;
+    }
+  }
+  return {};
+}
+
 const Level& pick() {
-  const char* wanted = std::getenv("FUSED_RNN_SIMD");
-  const auto allowed = [&](const Level& level) {
-    return wanted == nullptr || std::strcmp(wanted, level.name) == 0;
-  };
+  // An empty or unknown name asks for nothing.
+  const std::string_view wanted = named();
+  const auto allowed = [&](const Level& level) { return wanted.empty() || wanted == level.name; };
 #if defined(__x86_64__)
   if (allowed(avx512::kLevel) && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&

@@ -8,6 +8,7 @@
 // a plain barrier would stop everybody once more threads than free cores take part.
 //
 // Which member computes an item never changes what is computed, so results do not depend on timing.
+// Items must not throw (all memory is allocated before the team starts): the others would wait.
 #pragma once
 
 namespace fused_rnn {
@@ -81,11 +82,10 @@ class Team {
     }
   }
 
-  // The release of every finished item's owner is seen here, before the next phase reads its
-  // results.
+  // What an item wrote is released with the count, and seen here before the next phase reads it.
   void wait(std::int64_t target) {
-    constexpr int kSpins =
-        2000;  // some tens of microseconds; then let whoever needs the core have it
+    // Some tens of microseconds; then whoever needs the core shall have it.
+    constexpr int kSpins = 2000;
     for (int spins = 0; done_.load(std::memory_order_acquire) < target; ++spins) {
       if (spins < kSpins) {
         pause();

@@ -11,7 +11,7 @@ from fused_rnn.backends.base import Inputs, Problem
 from fused_rnn.cells import CELLS
 
 try:
-    from fused_rnn import _C  # noqa: F401 (loading it registers the ops)
+    import fused_rnn._C  # noqa: F401 (loading it registers the ops)
 
     _missing: str | None = None
 except ImportError as error:
@@ -99,18 +99,23 @@ def _register() -> None:
 
 def _fake_forward(x: Tensor, h0: Tensor, *others: Any) -> tuple[Tensor, ...]:
     training = others[-1]
-    c_n = (torch.empty_like(others[0]),) if len(others) > 7 else ()
+    c_n = (others[0].new_empty(others[0].shape),) if len(others) > 7 else ()
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     # How much is saved is the kernel's own affair: a size only it knows, seen as such by tracers.
     saved = x.new_empty(torch.library.get_ctx().new_dynamic_size() if training else 0, dtype=dtype)
-    return x.new_empty((*x.shape[:-1], h0.shape[-1])), torch.empty_like(h0), *c_n, saved
+    return (
+        x.new_empty((*x.shape[:-1], h0.shape[-1])),
+        h0.new_empty(h0.shape),
+        *c_n,
+        saved,
+    )
 
 
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     mask = args[-1]
     operands = args[:8] if len(args) == 16 else args[:6]
     return tuple(
-        torch.empty_like(t) if t is not None and mask >> bit & 1 else operands[0].new_empty(0)
+        t.new_empty(t.shape) if t is not None and mask >> bit & 1 else operands[0].new_empty(0)
         for bit, t in enumerate(operands)
     )
 

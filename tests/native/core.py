@@ -163,4 +163,13 @@ def assert_same_bits(found: Results, expected: Results) -> None:
         assert torch.equal(a, b), f"{name} differs in its bits"
 
 
-__all__ = ["GRADIENTS", "LEVELS", "Arrays", "Results", "Scan", "assert_same_bits", "bench_for", "run"]
+__all__ = [
+    "GRADIENTS",
+    "LEVELS",
+    "Arrays",
+    "Results",
+    "Scan",
+    "assert_same_bits",
+    "bench_for",
+    "run",
+]

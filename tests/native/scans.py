@@ -43,8 +43,7 @@ def make_scan(
     y = (*inputs.x.shape[:-1], inputs.h0.shape[1])
     c_n = None if inputs.c0 is None else inputs.c0.shape
     gradients = tuple(
-        size if size is None else torch.randn(size).to(dtype)
-        for size in (y, inputs.h0.shape, c_n)
+        size if size is None else torch.randn(size).to(dtype) for size in (y, inputs.h0.shape, c_n)
     )
     return Scan(cell, inputs, batch_sizes, reverse, gradients)
 
