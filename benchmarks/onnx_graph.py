@@ -105,7 +105,7 @@ class OnnxSession:
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        # Its threads spin on after a run, for tens of milliseconds, on the cores of whoever is next.
+        # Its threads would spin on for tens of milliseconds, on the cores of whoever is next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         model = build_model(work)
         self._session = onnxruntime.InferenceSession(

@@ -15,8 +15,8 @@ using Numbers = std::vector<double>;
 struct Operands {
   CellKind cell;
   std::int64_t T, N, I, H, P;
-  std::vector<std::int64_t> batch_sizes;  // (T,)
-  bool reverse;
+  std::vector<std::int64_t> batch_sizes;  // (T,), also where dense
+  bool ragged, reverse;
   Numbers x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr;  // as in ScanArgs; empty: null
   Numbers dy, dh_n, dc_n;                           // as in BackwardArgs
 

@@ -1,0 +1,100 @@
+"""Runs the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+
+    python -m tests.native.sanitize [address] [thread]
+
+compiles it without Python and PyTorch, into a program that solves many problems and compares each
+with plain loops. Exits with 1 where a sanitizer or a comparison finds something.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+from .build import LEVELS, NATIVE, ROOT, Unbuildable, Unit, build, shipped_flags
+
+CPU = ROOT / "csrc" / "cpu"
+
+
+class Build(NamedTuple):
+    """What is compiled in which way, and what the program is to run."""
+
+    flags: tuple[str, ...]
+    level_flags: tuple[str, ...]
+    levels: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+
+BUILDS = {
+    # The levels at -O0: four times as fast to compile as at -O1, and nothing is optimised away
+    # before it is checked.
+    "address": Build(
+        ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ("-O0",), tuple(LEVELS), ()
+    ),
+    # Neither the element type nor the registers make a difference to what threads share.
+    "thread": Build(
+        ("-fsanitize=thread", "-include", str(NATIVE / "float_only.h"), "-Wno-switch"),
+        ("-O1",),
+        ("portable",),
+        ("teams",),
+    ),
+}
+
+
+def units_of(name: str) -> list[Unit]:
+    """Return what a build compiles, the longest first."""
+    flags, level_flags, levels, _ = BUILDS[name]
+    common = (*shipped_flags(), "-g1", "-pthread", "-Wall", "-Wextra", "-Wno-psabi", *flags)
+    units = [
+        Unit(CPU / f"level_{level}.cpp", f"{name}/level_{level}.o", (*common, *level_flags))
+        for level in reversed(levels)
+    ]
+    linked = "-DFUSED_RNN_BENCH_LEVELS(X)=" + " ".join(f"X({level})" for level in levels)
+    for source in ("sanitize", "switched_scratch"):
+        units.append(
+            Unit(NATIVE / f"{source}.cpp", f"{name}/{source}.o", (*common, "-O1", linked))
+        )
+    return units
+
+
+def run(name: str) -> bool:
+    """Build and run one program; return whether all is well."""
+    begin = time.monotonic()
+    print(f"{name}: compiling ...", flush=True)
+    program = build(
+        units_of(name),
+        f"{name}/sanitize",
+        (*BUILDS[name].flags[:1], "-pthread"),
+        report=lambda line: print(f"  {line}", flush=True),
+    )
+    print(f"{name}: running ...", flush=True)
+    # A first report ends the program: what comes after it may be its consequence.
+    environment = os.environ | {
+        "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_init_order=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1",
+    }
+    status = subprocess.run([program, *BUILDS[name].arguments], env=environment).returncode
+    verdict = "nothing found" if status == 0 else f"FAILED (status {status})"
+    print(f"{name}: {verdict}, {time.monotonic() - begin:.0f} s", flush=True)
+    return status == 0
+
+
+def main(names: list[str]) -> int:
+    """Run the named builds, or all; return the exit status."""
+    unknown = set(names) - BUILDS.keys()
+    if unknown:
+        print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BUILDS)}")
+        return 2
+    try:
+        return 0 if all([run(name) for name in names or BUILDS]) else 1
+    except Unbuildable as reason:
+        print(reason)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
