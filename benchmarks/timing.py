@@ -6,9 +6,11 @@ import gc
 import math
 import random
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,9 @@ Clock = Callable[[Callable[[], Any], int], float]
 _SAMPLE_SECONDS = 0.008
 # Idle threads spin before they sleep (measured: OpenMP's for 9 ms, onnxruntime's for 38 ms), and
 # the next peer would be timed on the cores that they occupy.
-_SETTLE_STEP, _SETTLE_LIMIT = 0.002, 0.2
+_SETTLE_STEP, _SETTLE_LIMIT = 0.001, 0.2
+_THREADS = Path("/proc/self/task")
+_SETTLE_BLINDLY = 0.05  # where the system does not show which threads run
 _MIN_ROUNDS, _MAX_ROUNDS = 7, 41
 # Slow cases (a training step of seconds) get fewer rounds rather than all of the run's time.
 _FEWEST_ROUNDS, _PATIENCE = 3, 2.0
@@ -94,14 +98,28 @@ def time_interleaved(
 
 
 def _settle() -> float:
-    """Sleep until this process uses no core any more; return the seconds that it took."""
-    start, busy = time.perf_counter(), time.process_time()
-    while (waited := time.perf_counter() - start) < _SETTLE_LIMIT:
+    """Sleep until no other thread of this process runs; return the seconds that it took."""
+    start = time.perf_counter()
+    time.sleep(_SETTLE_STEP if _THREADS.exists() else _SETTLE_BLINDLY)
+    while _others_run() and time.perf_counter() - start < _SETTLE_LIMIT:
         time.sleep(_SETTLE_STEP)
-        before, busy = busy, time.process_time()
-        if busy - before < _SETTLE_STEP / 4:
-            break
-    return waited
+    return time.perf_counter() - start
+
+
+def _others_run() -> bool:
+    """Whether another thread of this process is on a core or waits for one.
+
+    The process's CPU time would not do: the kernel adds up other cores' at its ticks only.
+    """
+    own = str(threading.get_native_id())
+    for thread in _THREADS.glob("*"):
+        try:
+            state = (thread / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:  # the thread has ended since
+            continue
+        if state == "R" and thread.name != own:
+            return True
+    return False
 
 
 def _summary(samples: list[float], number: int) -> Timing:

@@ -5,8 +5,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include <array>
+#include <memory>
 
 #include "checks.h"
+#include "cpu/scratch.h"
 #include "scan.h"
 
 namespace fused_rnn {
@@ -121,12 +123,23 @@ struct Operands {
         &handle));
     return Tensor(handle);
   }
-  // What backward needs is kept in the type of the arithmetic; at inference nothing is.
+  // What backward needs is kept in the type of the arithmetic, in scratch memory: as large as all
+  // other outputs together, and wanted again at the next step. At inference nothing is kept.
   Tensor empty_saved(const ScanArgs& a, bool training) const {
     using torch::headeronly::ScalarType;
     const bool is_double = x.scalar_type() == ScalarType::Double;
-    return empty({training ? cpu::level().saved_elements(a) : 0},
-                 is_double ? ScalarType::Double : ScalarType::Float);
+    const ScalarType type = is_double ? ScalarType::Double : ScalarType::Float;
+    const std::int64_t elements = training ? cpu::level().saved_elements(a) : 0;
+    if (elements == 0) {
+      return empty({0}, type);
+    }
+    const std::size_t bytes = static_cast<std::size_t>(elements) * (is_double ? 8 : 4);
+    const auto release = [bytes](void* block) { scratch_free(block, bytes); };
+    std::unique_ptr<void, decltype(release)> block(scratch_allocate(bytes), release);
+    const Sizes size{elements}, stride{1};
+    Tensor saved = torch::stable::from_blob(block.get(), size, stride, x.device(), type, release);
+    block.release();
+    return saved;
   }
   Sizes y_shape() const {
     Sizes shape = lead;
