@@ -21,7 +21,8 @@ struct Lanes {  // a vector
 template <class V>
 struct Lanes<V, true> {
   using Scalar = V;
-  using Bits = std::conditional_t<sizeof(V) == 4, std::uint32_t, std::uint64_t>;
+  using Word = std::conditional_t<sizeof(V) == 4, std::uint32_t, std::uint64_t>;
+  using Bits = Word;
 };
 
 // Minimax fits on |r| <= ln(2)/2 of q in exp(r) = 1 + r + r^2 q(r); relative error of exp below
@@ -75,8 +76,9 @@ FUSED_RNN_INLINE ExpParts<V> exp_parts(V x) {
   for (int i = C::kTerms - 2; i >= 0; --i) {
     q = q * r + C::kQ[i];
   }
+  using Word = typename Lanes<V>::Word;
   const Bits exponent = (bit_cast<Bits>(shifted) << C::kMantissaBits) +
-                        (static_cast<decltype(Bits{}[0] + 0)>(C::kBias) << C::kMantissaBits);
+                        (static_cast<Word>(C::kBias) << C::kMantissaBits);
   return {bit_cast<V>(exponent), r + r * r * q};
 }
 

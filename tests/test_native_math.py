@@ -20,10 +20,7 @@ functions = pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.fixture(
     params=[
         *LEVELS,
-        pytest.param(
-            "scalar",
-            marks=pytest.mark.xfail(reason="math.h does not compile for scalars", strict=True),
-        ),
+        "scalar",
     ]
 )
 def evaluate(request):

@@ -203,7 +203,11 @@ class BackwardScan {
     }
     T* out = dgates_.get() + (slice * capacity_ + row - to.row) * kPre * kW;
     for (int p = 0; p < kPre; ++p) {
+      // Lanes past H may hold 0 * inf, and meet zero weights in the products to come: 0 * NaN.
       store<T>(out + p * kW, dpre[p]);
+      if (s_.valid(slice) < kW) {
+        store<T>(out + p * kW, load(out + p * kW, s_.valid(slice)));
+      }
     }
     if constexpr (Cell::kHasCell) {
       if (s_.P > 0) {

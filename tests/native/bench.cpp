@@ -114,7 +114,8 @@ void fill(ScanArgs& a, const py::dict& problem, const py::dict& arrays) {
   a.w_hr = address(arrays, "w_hr");
 }
 
-std::int64_t saved_elements(const std::string& level, const py::dict& problem, const py::dict& arrays) {
+std::int64_t saved_elements(const std::string& level, const py::dict& problem,
+                            const py::dict& arrays) {
   ScanArgs a{};
   fill(a, problem, arrays);
   return named(kLevels, level).level.saved_elements(a);
@@ -172,13 +173,15 @@ py::object evaluate(const std::string& level, int function, const py::array& x) 
   return mapped<float>(Array<float>(x), [&](auto... a) { m.of_float(function, a...); });
 }
 
-Array<float> widen(const std::string& level, const std::string& dtype, const Array<std::uint16_t>& bits) {
+Array<float> widen(const std::string& level, const std::string& dtype,
+                   const Array<std::uint16_t>& bits) {
   const MathLevel& m = named(kLevels, level).math;
   const bool half = named(kDtypes, dtype).dtype == Dtype::kHalf;
   return mapped<float>(bits, half ? m.widen_half : m.widen_bfloat16);
 }
 
-Array<std::uint16_t> narrow(const std::string& level, const std::string& dtype, const Array<float>& x) {
+Array<std::uint16_t> narrow(const std::string& level, const std::string& dtype,
+                            const Array<float>& x) {
   const MathLevel& m = named(kLevels, level).math;
   const bool half = named(kDtypes, dtype).dtype == Dtype::kHalf;
   return mapped<std::uint16_t>(x, half ? m.narrow_half : m.narrow_bfloat16);

@@ -1,4 +1,4 @@
-"""Compiles the bench and the sanitized programs with the plain C++ compiler, when sources change."""
+"""Compiles the bench and the sanitized programs with the C++ compiler, when sources change."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Unit(NamedTuple):
     flags: tuple[str, ...]
 
 
-class Unbuildable(RuntimeError):
+class UnbuildableError(RuntimeError):
     """This machine lacks what a build needs; the message says what."""
 
 
@@ -48,7 +48,7 @@ def compiler() -> list[str]:
     """Return the command of the C++ compiler."""
     command = shlex.split(os.environ.get("CXX", "c++"))
     if shutil.which(command[0]) is None:
-        raise Unbuildable(f"there is no C++ compiler: {command[0]} was not found")
+        raise UnbuildableError(f"there is no C++ compiler: {command[0]} was not found")
     return command
 
 
@@ -132,7 +132,7 @@ def build(
 def _shipped_library() -> Path:
     spec = importlib.util.find_spec("fused_rnn._C")
     if spec is None or spec.origin is None:
-        raise Unbuildable("the native module was not built")
+        raise UnbuildableError("the native module was not built")
     return Path(spec.origin)
 
 
@@ -142,7 +142,7 @@ def bench() -> ModuleType:
     try:
         import pybind11
     except ImportError:
-        raise Unbuildable("pybind11 is not installed") from None
+        raise UnbuildableError("pybind11 is not installed") from None
     import torch  # noqa: F401  the shipped library needs torch's, and finds those already loaded
 
     units = []

@@ -27,22 +27,22 @@ inline std::vector<std::int64_t> falling(std::int64_t from, std::int64_t by) {
 inline std::vector<Sizes> all_sizes() {
   return {
       {1, 1, 1, 1},
-      {1, 4, 3, 8},                               // few rows: dot products
+      {1, 4, 3, 8},  // few rows: dot products
       {2, 4, 19, 9, false},
-      {1, 9, 5, 18},                              // one step: the turned product
+      {1, 9, 5, 18},  // one step: the turned product
       {1, 90, 21, 37, false},
-      {5, 3, 7, 17},                              // packed weights
+      {5, 3, 7, 17},  // packed weights
       {3, 13, 4, 24, false},
-      {4, 6, 16, 32},                             // whole vectors only
-      {2, 6, 150, 5},                             // long sums
+      {4, 6, 16, 32},  // whole vectors only
+      {2, 6, 150, 5},  // long sums
       {2, 5, 3, 133},
-      {40, 10, 3, 5},                             // more than one chunk
-      {2, 400, 2, 3},                             // a step larger than a chunk
+      {40, 10, 3, 5},  // more than one chunk
+      {2, 400, 2, 3},  // a step larger than a chunk
       {5, 5, 7, 17, true, {5, 3, 3, 1, 1}},
       {2, 4, 2, 9, false, {4, 4}},
       {30, 3, 2, 3, true, {3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}},
-      {33, 33, 3, 20, true, falling(33, 1)},      // chunks of different batches
+      {33, 33, 3, 20, true, falling(33, 1)},  // chunks of different batches
   };
 }
 
@@ -82,12 +82,14 @@ class Draw {
   std::uint64_t state_ = 1;
 };
 
-inline Operands draw_operands(const Variant& variant, const Sizes& s, bool reverse, double (*round)(double)) {
+inline Operands draw_operands(const Variant& variant, const Sizes& s, bool reverse,
+                              double (*round)(double)) {
   Operands o{};
   o.cell = variant.cell, o.reverse = reverse;
   o.T = s.T, o.N = s.N, o.I = s.I, o.H = s.H, o.P = variant.projected ? (s.H + 1) / 2 : 0;
   o.ragged = !s.batch_sizes.empty();
-  o.batch_sizes = o.ragged ? s.batch_sizes : std::vector<std::int64_t>(static_cast<std::size_t>(s.T), s.N);
+  o.batch_sizes =
+      o.ragged ? s.batch_sizes : std::vector<std::int64_t>(static_cast<std::size_t>(s.T), s.N);
   std::int64_t rows = 0;
   for (const std::int64_t b : o.batch_sizes) {
     rows += b;

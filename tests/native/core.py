@@ -1,4 +1,4 @@
-"""Calls the kernels of one SIMD level with arrays between guard bytes, without PyTorch's dispatcher."""
+"""Calls the kernels of one SIMD level with arrays between guard bytes, without a dispatcher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from fused_rnn.backends import Inputs
 from fused_rnn.cells import CELLS
 
-from .build import LEVELS, Unbuildable, bench
+from .build import LEVELS, UnbuildableError, bench
 
 GRADIENTS = tuple(f"d{name}" for name in Inputs._fields)
 
@@ -22,7 +22,7 @@ GRADIENTS = tuple(f"d{name}" for name in Inputs._fields)
 def _bench_or_reason() -> ModuleType | str:
     try:
         return bench()
-    except Unbuildable as reason:
+    except UnbuildableError as reason:
         return str(reason)
 
 
@@ -40,8 +40,8 @@ def bench_for(level: str) -> ModuleType:
 class Arrays(dict[str, np.ndarray]):
     """Arrays by name, each between guard bytes and aligned to its elements only.
 
-    Guards, and outputs before the call, are all ones: NaN in every type, so that reading what is not
-    given, or not writing what is asked for, shows in the results too.
+    Guards, and outputs before the call, are all ones: NaN in every type, so that reading what is
+    not given, or not writing what is asked for, shows in the results too.
     """
 
     GUARD = 128

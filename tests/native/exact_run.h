@@ -56,10 +56,19 @@ template <class S>
 class ExactRun {
  public:
   ExactRun(const Operands& o, Dtype dtype)
-      : o_(o), dtype_(dtype), x_(stored<S>(o.x)), h0_(stored<S>(o.h0)), c0_(stored<S>(o.c0)),
-        w_ih_(stored<S>(o.w_ih)), w_hh_(stored<S>(o.w_hh)), b_ih_(stored<S>(o.b_ih)),
-        b_hh_(stored<S>(o.b_hh)), w_hr_(stored<S>(o.w_hr)), dy_(stored<S>(o.dy)),
-        dh_n_(stored<S>(o.dh_n)), dc_n_(stored<S>(o.dc_n)) {}
+      : o_(o),
+        dtype_(dtype),
+        x_(stored<S>(o.x)),
+        h0_(stored<S>(o.h0)),
+        c0_(stored<S>(o.c0)),
+        w_ih_(stored<S>(o.w_ih)),
+        w_hh_(stored<S>(o.w_hh)),
+        b_ih_(stored<S>(o.b_ih)),
+        b_hh_(stored<S>(o.b_hh)),
+        w_hr_(stored<S>(o.w_hr)),
+        dy_(stored<S>(o.dy)),
+        dh_n_(stored<S>(o.dh_n)),
+        dc_n_(stored<S>(o.dc_n)) {}
 
   Outcome run(const cpu::Level& level, Team team, Choice choice = {}) const {
     const bool lstm = o_.cell == CellKind::kLstm;

@@ -56,7 +56,7 @@ void narrow_all(const float* in, std::uint16_t* out, std::int64_t n) {
 }  // namespace
 
 extern const bench::MathLevel kMath;
-const bench::MathLevel kMath = {evaluate<float>,     evaluate<double>,  widen_all<Half>,
+const bench::MathLevel kMath = {evaluate<float>,     evaluate<double>, widen_all<Half>,
                                 widen_all<BFloat16>, narrow_all<Half>, narrow_all<BFloat16>};
 
 }  // namespace FUSED_RNN_LEVEL

@@ -118,13 +118,16 @@ class Naive {
         at(from_h, i) += at(o_.w_hh, i * R + j) * at(s.h, j);
       }
     }
-    const auto a = [&](std::int64_t gate, std::int64_t u) { return at(from_x, gate * H + u) + at(from_h, gate * H + u); };
+    const auto a = [&](std::int64_t gate, std::int64_t u) {
+      return at(from_x, gate * H + u) + at(from_h, gate * H + u);
+    };
     s.gate = zeros(o_.G() * H), s.a_nh = zeros(H), s.c_new = zeros(H), s.hidden = zeros(H);
     for (std::int64_t u = 0; u < H; ++u) {
       const auto gate = [&](std::int64_t g) -> double& { return at(s.gate, g * H + u); };
       switch (o_.cell) {
         case CellKind::kLstm:
-          gate(0) = sigmoid(a(0, u)), gate(1) = sigmoid(a(1, u)), gate(2) = std::tanh(a(2, u)), gate(3) = sigmoid(a(3, u));
+          gate(0) = sigmoid(a(0, u)), gate(1) = sigmoid(a(1, u)), gate(2) = std::tanh(a(2, u)),
+          gate(3) = sigmoid(a(3, u));
           at(s.c_new, u) = gate(1) * at(s.c, u) + gate(0) * gate(2);
           at(s.hidden, u) = gate(3) * std::tanh(at(s.c_new, u));
           break;
@@ -134,8 +137,12 @@ class Naive {
           gate(2) = std::tanh(at(from_x, 2 * H + u) + gate(0) * at(s.a_nh, u));
           at(s.hidden, u) = (1 - gate(1)) * gate(2) + gate(1) * at(s.h, u);
           break;
-        case CellKind::kRnnTanh: at(s.hidden, u) = gate(0) = std::tanh(a(0, u)); break;
-        case CellKind::kRnnRelu: at(s.hidden, u) = gate(0) = a(0, u) > 0 ? a(0, u) : 0; break;
+        case CellKind::kRnnTanh:
+          at(s.hidden, u) = gate(0) = std::tanh(a(0, u));
+          break;
+        case CellKind::kRnnRelu:
+          at(s.hidden, u) = gate(0) = a(0, u) > 0 ? a(0, u) : 0;
+          break;
       }
     }
   }
@@ -172,10 +179,13 @@ class Naive {
     Numbers before = zeros(R), dx_part = zeros(o_.G() * H), dh_part = dx_part;
     for (std::int64_t u = 0; u < H; ++u) {
       const auto gate = [&](std::int64_t g) { return at(s.gate, g * H + u); };
-      const auto both = [&](std::int64_t g, double d) { at(dx_part, g * H + u) = at(dh_part, g * H + u) = d; };
+      const auto both = [&](std::int64_t g, double d) {
+        at(dx_part, g * H + u) = at(dh_part, g * H + u) = d;
+      };
       const double d = at(hidden, u);
       if (o_.cell == CellKind::kLstm) {
-        const double i = gate(0), f = gate(1), g = gate(2), o = gate(3), tanh_c = std::tanh(at(s.c_new, u));
+        const double i = gate(0), f = gate(1), g = gate(2), o = gate(3),
+                     tanh_c = std::tanh(at(s.c_new, u));
         const double dc_new = at(dc, u) + d * o * (1 - tanh_c * tanh_c);
         both(0, dc_new * g * i * (1 - i)), both(1, dc_new * at(s.c, u) * f * (1 - f));
         both(2, dc_new * i * (1 - g * g)), both(3, d * tanh_c * o * (1 - o));

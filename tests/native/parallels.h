@@ -73,7 +73,7 @@ inline void crowded(int n, Body body, void* context) {
 
 // A signal stops one member after the other, wherever it stands, as the scheduler may.
 inline void interrupted(int n, Body body, void* context) {
-  struct sigaction sleeps {}, before {};
+  struct sigaction sleeps{}, before{};
   sleeps.sa_handler = [](int) { nap(300); };
   sigaction(SIGUSR1, &sleeps, &before);
   std::atomic<int> running{n};
@@ -85,7 +85,8 @@ inline void interrupted(int n, Body body, void* context) {
     });
   }
   for (int i = 0; running > 0; i = (i + 1) % n) {
-    pthread_kill(all[static_cast<std::size_t>(i)].native_handle(), SIGUSR1);  // not joined: still valid
+    pthread_kill(all[static_cast<std::size_t>(i)].native_handle(),
+                 SIGUSR1);  // not joined: still valid
     nap(100);
   }
   join(all);

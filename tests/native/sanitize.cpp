@@ -1,9 +1,10 @@
 // The kernels without Python and PyTorch, for a build with sanitizers: many problems, each against
-// loops that anybody can read. `sanitize teams` runs only what takes several threads.
+// loops that anybody can read. `sanitize teams` runs only what takes several threads, in every way.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <thread>
 
@@ -15,9 +16,9 @@
 
 namespace fused_rnn {
 
-#define FUSED_RNN_DECLARE(level)    \
-  namespace level {                 \
-  extern const cpu::Level kLevel;   \
+#define FUSED_RNN_DECLARE(level)  \
+  namespace level {               \
+  extern const cpu::Level kLevel; \
   }
 FUSED_RNN_BENCH_LEVELS(FUSED_RNN_DECLARE)
 #undef FUSED_RNN_DECLARE
@@ -41,7 +42,8 @@ void fail(const std::string& where, const char* name, double error) {
 }
 
 // Relative to the largest number expected.
-void compare(const std::string& where, const char* name, const Numbers& found, const Numbers& expected, double tolerance) {
+void compare(const std::string& where, const char* name, const Numbers& found,
+             const Numbers& expected, double tolerance) {
   ++comparisons;
   double largest = 1e-3, error = 0;
   for (std::size_t i = 0; i < found.size(); ++i) {
@@ -66,7 +68,8 @@ constexpr Field kGradients[] = {{"dx", &Outcome::dx},       {"dh0", &Outcome::dh
                                 {"db_hh", &Outcome::db_hh}, {"dw_hr", &Outcome::dw_hr}};
 
 // What was not asked for is empty in `found`, and not compared.
-void compare(const std::string& where, const Outcome& found, const Outcome& expected, double tolerance, double gradient_tolerance) {
+void compare(const std::string& where, const Outcome& found, const Outcome& expected,
+             double tolerance, double gradient_tolerance) {
   for (const Field& f : kResults) {
     compare(where, f.name, found.*f.numbers, expected.*f.numbers, tolerance);
   }
@@ -94,19 +97,23 @@ struct Kind<BFloat16> {
   static constexpr double kTolerance = 2e-2, kGradient = 5e-2;
 };
 
-std::string describe(const cpu::Level& level, const Variant& v, const char* dtype, const Sizes& s, bool reverse, const char* how) {
+std::string describe(const cpu::Level& level, const Variant& v, const char* dtype, const Sizes& s,
+                     bool reverse, const char* how) {
   char text[200];
-  std::snprintf(text, sizeof(text), "%s %s %s T=%d N=%d I=%d H=%d%s%s %s", level.name, v.name, dtype, static_cast<int>(s.T),
-                static_cast<int>(s.N), static_cast<int>(s.I), static_cast<int>(s.H), s.batch_sizes.empty() ? "" : " ragged",
+  std::snprintf(text, sizeof(text), "%s %s %s T=%d N=%d I=%d H=%d%s%s %s", level.name, v.name,
+                dtype, static_cast<int>(s.T), static_cast<int>(s.N), static_cast<int>(s.I),
+                static_cast<int>(s.H), s.batch_sizes.empty() ? "" : " ragged",
                 reverse ? " reverse" : "", how);
   return text;
 }
 
 // Every way to call one level with one problem, by one thread.
 template <class S>
-void check_calls(const cpu::Level& level, const ExactRun<S>& run, const Outcome& expected, const std::string& where) {
+void check_calls(const cpu::Level& level, const ExactRun<S>& run, const Outcome& expected,
+                 const std::string& where) {
   const auto check = [&](Choice choice, const char* how) {
-    compare(where + how, run.run(level, kAlone, choice), expected, Kind<S>::kTolerance, Kind<S>::kGradient);
+    compare(where + how, run.run(level, kAlone, choice), expected, Kind<S>::kTolerance,
+            Kind<S>::kGradient);
   };
   check({}, "training");
   check({false}, "inference");
@@ -120,23 +127,26 @@ void check_calls(const cpu::Level& level, const ExactRun<S>& run, const Outcome&
   }
 }
 
-// Teams, twice each: scratch of the second run is the first one's where it is kept.
+constexpr Parallel kParallels[] = {threads, only_first, only_last,  in_turn,
+                                   late,    crowded,    interrupted};
+
+// Teams; scratch of the second run is the first one's where it is kept.
 template <class S>
-void check_teams(const cpu::Level& level, const ExactRun<S>& run, const Outcome& expected, const std::string& where) {
-  const Parallel parallels[] = {threads, only_first, only_last, in_turn, late, crowded, interrupted};
+void check_teams(const cpu::Level& level, const ExactRun<S>& run, const Outcome& expected,
+                 const std::string& where, Parallel parallel) {
   const Outcome alone = run.run(level, kAlone);
   compare(where + "alone", alone, expected, Kind<S>::kTolerance, Kind<S>::kGradient);
-  for (const Parallel parallel : parallels) {
-    for (const Scratch kind : {Scratch::kStrict, Scratch::kKept, Scratch::kKept}) {
-      scratch = kind;
-      compare(where + "team", run.run(level, {3, parallel}), alone, 0, 0);
-      scratch = Scratch::kStrict;
-    }
+  for (const Scratch kind : {Scratch::kStrict, Scratch::kKept, Scratch::kKept}) {
+    scratch = kind;
+    compare(where + "team", run.run(level, {3, parallel}), alone, 0, 0);
+    scratch = Scratch::kStrict;
   }
 }
 
 template <class S>
-void check_type(const cpu::Level& level, Dtype dtype, const char* name, bool teams) {
+void check_type(const cpu::Level& level, Dtype dtype, const char* name, bool teams,
+                bool every_parallel) {
+  std::size_t turn = 0;
   for (const Variant& variant : kVariants) {
     for (const Sizes& sizes : teams ? team_sizes() : all_sizes()) {
       for (const bool reverse : {false, true}) {
@@ -144,10 +154,11 @@ void check_type(const cpu::Level& level, Dtype dtype, const char* name, bool tea
         const Outcome expected = Naive(operands, round_to<S>).run();
         const ExactRun<S> run(operands, dtype);
         const std::string where = describe(level, variant, name, sizes, reverse, "");
-        if (teams) {
-          check_teams<S>(level, run, expected, where);
-        } else {
+        if (!teams) {
           check_calls<S>(level, run, expected, where);
+        }
+        for (std::size_t i = 0; teams && i < (every_parallel ? std::size(kParallels) : 1); ++i) {
+          check_teams<S>(level, run, expected, where, kParallels[turn++ % std::size(kParallels)]);
         }
       }
     }
@@ -161,7 +172,8 @@ void check_callers(const cpu::Level& level) {
   Outcome alone[3], found[3];
   for (std::size_t i = 0; i < 3; ++i) {
     callers.emplace_back([&, i] {
-      const Operands operands = draw_operands(kVariants[i], {6, 30, 20, 40 + static_cast<int>(i)}, false, round_to<float>);
+      const Operands operands = draw_operands(kVariants[i], {6, 30, 20, 40 + static_cast<int>(i)},
+                                              false, round_to<float>);
       const ExactRun<float> run(operands, Dtype::kFloat);
       alone[i] = run.run(level, kAlone);
       for (int again = 0; again < 3; ++again) {
@@ -184,11 +196,11 @@ int run(bool only_teams) {
       std::printf("%s left out: %s\n", level->name, missing);
       continue;
     }
-#define FUSED_RNN_CHECK(type, stored, compute)                \
-  if (!only_teams) {                                          \
-    check_type<stored>(*level, Dtype::k##type, #type, false); \
-  }                                                           \
-  check_type<stored>(*level, Dtype::k##type, #type, true);
+#define FUSED_RNN_CHECK(type, stored, compute)                       \
+  if (!only_teams) {                                                 \
+    check_type<stored>(*level, Dtype::k##type, #type, false, false); \
+  }                                                                  \
+  check_type<stored>(*level, Dtype::k##type, #type, true, only_teams);
     FUSED_RNN_DTYPES(FUSED_RNN_CHECK)
 #undef FUSED_RNN_CHECK
     check_callers(*level);

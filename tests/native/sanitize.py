@@ -14,7 +14,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from .build import LEVELS, NATIVE, ROOT, Unbuildable, Unit, build, shipped_flags
+from .build import LEVELS, NATIVE, ROOT, UnbuildableError, Unit, build, shipped_flags
 
 CPU = ROOT / "csrc" / "cpu"
 
@@ -54,9 +54,7 @@ def units_of(name: str) -> list[Unit]:
     ]
     linked = "-DFUSED_RNN_BENCH_LEVELS(X)=" + " ".join(f"X({level})" for level in levels)
     for source in ("sanitize", "switched_scratch"):
-        units.append(
-            Unit(NATIVE / f"{source}.cpp", f"{name}/{source}.o", (*common, "-O1", linked))
-        )
+        units.append(Unit(NATIVE / f"{source}.cpp", f"{name}/{source}.o", (*common, "-O1", linked)))
     return units
 
 
@@ -91,7 +89,7 @@ def main(names: list[str]) -> int:
         return 2
     try:
         return 0 if all([run(name) for name in names or BUILDS]) else 1
-    except Unbuildable as reason:
+    except UnbuildableError as reason:
         print(reason)
         return 1
 
