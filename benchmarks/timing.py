@@ -26,7 +26,7 @@ _THREADS = Path("/proc/self/task")
 _SETTLE_BLINDLY = 0.05  # where the system does not show which threads run
 _MIN_ROUNDS, _MAX_ROUNDS = 7, 41
 # Slow cases (a training step of seconds) get fewer rounds rather than all of the run's time.
-_FEWEST_ROUNDS, _PATIENCE = 3, 2.0
+_FEWEST_ROUNDS, _PATIENCE = 5, 2.0
 
 
 @dataclass(frozen=True)

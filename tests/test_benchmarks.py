@@ -1,9 +1,11 @@
 """The benchmark suite: tiny cases through the command line, and what it must not get wrong."""
 
+import hashlib
 import io
 import json
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -249,6 +251,19 @@ def test_rounds_interleave_the_peers(monkeypatch):
     measured = order[-3 * rounds :]
     assert all(set(measured[i : i + 3]) == set(calls) for i in range(0, len(measured), 3))
     assert {t.calls_per_sample for t in timings.values()} == {1}
+
+
+@pytest.mark.skipif(
+    not timing._THREADS.exists(), reason="the states of threads are read from Linux's /proc"
+)
+def test_a_peer_is_not_timed_while_threads_of_another_still_run():
+    busy = threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 400_000))
+    busy.start()
+    waited = timing._settle()
+    still_busy = busy.is_alive()
+    busy.join()
+    assert waited > timing._SETTLE_STEP
+    assert not still_busy or waited >= timing._SETTLE_LIMIT
 
 
 def result_of(case, torch_s, ours_s, error=1e-7, peak=(10 << 20, 10 << 20)):
