@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,12 +91,12 @@ def test_demonstration(cell: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_script_runs_on_its_own(tmp_path: Path) -> None:
     script = [sys.executable, str(EXAMPLES / "language_model.py"), "--cell", "gru"]
     picture = tmp_path / "demo.png"
-    done = subprocess.run(
-        [*script, *TINY, "--out", str(picture)], cwd=tmp_path, capture_output=True, text=True
-    )
+    env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    run = functools.partial(subprocess.run, cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = run([*script, *TINY, "--out", str(picture)])
     assert done.returncode == 0, done.stderr
     assert "tokens per second" in done.stdout
-    refused = subprocess.run([*script, "--updates", "3"], capture_output=True, text=True)
+    refused = run([*script, "--updates", "3"])
     assert refused.returncode == 2
     assert "can't be measured" in refused.stderr
 

@@ -19,8 +19,11 @@ class BackwardScan {
         s_(a),
         steps_(a),
         capacity_(std::min(steps_.total(), std::max(a.N, kBackwardChunkRows))),
+        panel_slices_(choose_panel_slices()),
         w_hh_(vectors(s_.R), s_.slices * G * kW, balanced_width<T>(vectors(s_.R), s_.N, members)),
-        w_ih_(a.dx != nullptr ? vectors(s_.I) : 0, s_.slices * G * kW, kMaxWidth),
+        w_ih_(a.dx != nullptr ? vectors(s_.I) : 0, panel_slices_ > 0 ? 0 : s_.slices * G * kW,
+              kMaxWidth),
+        panels_(a.dx != nullptr ? members * panel_slices_ * G * kW * kMaxWidth * kW : 0),
         dgates_(s_.slices * capacity_ * kPre * kW),
         edge_(s_.slices * s_.N * kPre * kW),
         carry_(kHasState ? s_.N * s_.Hp : 0),
@@ -38,8 +41,9 @@ class BackwardScan {
   }
 
   void member(Team::Member& m) {
-    const std::int64_t total = w_hh_.groups() + w_ih_.groups() + w_hr_.groups();
-    m.run(total, [&](std::int64_t i) { prepare_weights(i); });
+    const std::int64_t inputs = panel_slices_ > 0 ? 0 : w_ih_.groups();
+    const std::int64_t total = w_hh_.groups() + inputs + w_hr_.groups();
+    m.run(total, [&](std::int64_t i) { prepare_weights(i, inputs); });
     m.run(s_.N, [&](std::int64_t n) { prepare_row(n); });
     Chunk now{steps_.T, steps_.T, 0};
     while (now.begin > 0) {
@@ -81,19 +85,32 @@ class BackwardScan {
   static std::int64_t vectors(std::int64_t columns) { return ceil_div(columns, kW); }
   static std::int64_t padded(std::int64_t columns) { return vectors(columns) * kW; }
 
-  void prepare_weights(std::int64_t i) {
+  auto w_ih_row() const {
+    return [this](std::int64_t k) { return s_.gate_row(a_.w_ih, s_.I, k, 0); };
+  }
+
+  // A large W_ih is not packed as a whole, which would double it, but for every chunk in panels
+  // that stay in a core's cache. Sums in T cannot be added up in a narrower dx: one panel deep.
+  std::int64_t choose_panel_slices() const {
+    constexpr std::int64_t kLarge = 1 << 20, kTerms = 1024;
+    if (s_.slices * G * kW * s_.I * static_cast<std::int64_t>(sizeof(T)) < kLarge) {
+      return 0;
+    }
+    return std::is_same<S, T>::value ? std::min(s_.slices, kTerms / (G * kW)) : s_.slices;
+  }
+
+  void prepare_weights(std::int64_t i, std::int64_t inputs) {
     if (i < w_hh_.groups()) {
       pack_columns<S>(w_hh_, s_.R, i,
                       [&](std::int64_t k) { return s_.gate_row(a_.w_hh, s_.R, k, kRecurrent); });
       return;
     }
     i -= w_hh_.groups();
-    if (i < w_ih_.groups()) {
-      pack_columns<S>(w_ih_, s_.I, i,
-                      [&](std::int64_t k) { return s_.gate_row(a_.w_ih, s_.I, k, 0); });
+    if (i < inputs) {
+      pack_columns<S>(w_ih_, s_.I, i, w_ih_row());
       return;
     }
-    pack_columns<S>(w_hr_, s_.H, i - w_ih_.groups(),
+    pack_columns<S>(w_hr_, s_.H, i - inputs,
                     [&](std::int64_t k) { return static_cast<const S*>(a_.w_hr) + k * s_.H; });
   }
 
@@ -286,7 +303,7 @@ class BackwardScan {
       } else if (i < s_.slices + projections) {
         projection_weights(c, rows, i - s_.slices);
       } else {
-        input_gradient(c, dx, i - s_.slices - projections);
+        input_gradient(m, c, dx, i - s_.slices - projections);
       }
     });
   }
@@ -356,20 +373,43 @@ class BackwardScan {
     }
   }
 
-  void input_gradient(const Chunk& c, const Grid& grid, std::int64_t item) {
+  void input_gradient(Team::Member& m, const Chunk& c, const Grid& grid, std::int64_t item) {
     const Rows<T> dgates = gate_rows(dgates_.get(), capacity_, 0, 0);
     grid.item(item, [&](std::int64_t g0, std::int64_t g1, std::int64_t r0, std::int64_t r1) {
-      w_ih_.multiply(dgates, r0, r1, g0, g1,
-                     [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
-                       for (int j = 0; j < height; ++j) {
-                         for (int v = 0; v < width; ++v) {
-                           const std::int64_t column = (q + v) * kW;
-                           store<S>(static_cast<S*>(a_.dx) + (c.row + row + j) * s_.I + column,
-                                    sums[j * width + v], std::min(kW, s_.I - column));
-                         }
-                       }
-                     });
+      if (panel_slices_ == 0) {
+        w_ih_.multiply(dgates, r0, r1, g0, g1,
+                       [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
+                         store_dx(c, row, height, sums, q, width, false);
+                       });
+        return;
+      }
+      T* const panel = panels_.get() + m.id() * panel_slices_ * G * kW * kMaxWidth * kW;
+      for (std::int64_t g = g0; g < g1; ++g) {
+        const std::int64_t q = g * w_ih_.width;
+        const int width = w_ih_.width_of(g);
+        for (std::int64_t slice = 0; slice < s_.slices; slice += panel_slices_) {
+          const Rows<T> part = dgates.blocks_from(slice, panel_slices_);
+          const std::int64_t k = slice * G * kW;
+          pack_columns<S>(panel, s_.I, q, width, k, k + part.blocks * G * kW, w_ih_row());
+          for_tiles(part, r0, r1, panel, width * kW, width,
+                    [&](std::int64_t row, int height, const V* sums) {
+                      store_dx(c, row, height, sums, q, width, slice > 0);
+                    });
+        }
+      }
     });
+  }
+
+  FUSED_RNN_INLINE void store_dx(const Chunk& c, std::int64_t row, int height, const V* sums,
+                                 std::int64_t q, int width, bool add) const {
+    for (int j = 0; j < height; ++j) {
+      for (int v = 0; v < width; ++v) {
+        const std::int64_t column = (q + v) * kW, valid = std::min(kW, s_.I - column);
+        S* const p = static_cast<S*>(a_.dx) + (c.row + row + j) * s_.I + column;
+        const V sum = sums[j * width + v];
+        store<S>(p, add ? load(p, valid) + sum : sum, valid);
+      }
+    }
   }
 
   void finish(Team::Member& m) {
@@ -407,8 +447,10 @@ class BackwardScan {
   const BackwardArgs& a_;
   const Shape<Cell, S> s_;
   const Steps steps_;
-  const std::int64_t capacity_;  // rows of a chunk
+  const std::int64_t capacity_;      // rows of a chunk
+  const std::int64_t panel_slices_;  // of a panel of W_ih; 0 where it is packed as a whole
   Packed<T> w_hh_, w_ih_, w_hr_;
+  Buffer<T> panels_;       // [member][depth of a panel][kMaxWidth][lane]
   Buffer<T> dgates_;       // [slice][row of the chunk][kPre][lane]
   Buffer<T> edge_;         // [slice][n][kPre][lane]: the first scan step of the later chunk
   Buffer<T> carry_;        // (N, Hp), the gradient of the elementwise state

@@ -29,6 +29,13 @@ struct Rows {
     r.data += m * row;
     return r;
   }
+  // The terms of at most `n` blocks from block `first` on.
+  Rows blocks_from(std::int64_t first, std::int64_t n) const {
+    Rows r = *this;
+    r.data += first * block;
+    r.blocks = std::min(n, blocks - first);
+    return r;
+  }
 };
 
 // Unrolled by hand: left to loops over an array, GCC keeps a copy of the sums on the stack.
@@ -260,19 +267,24 @@ void pack_rows(Packed<T>& b, std::int64_t stride, std::int64_t group, F&& rows) 
   }
 }
 
-// Vector q of B holds, at depth k, elements q * kLanes .. of row(k) of w (null: zeros).
+// Vector q of B holds, at depth k, elements q * kLanes .. of row(k) of w (null: zeros); here the
+// `width` vectors from `first` on, at depths [begin, end).
 template <class S, class T, class F>
-void pack_columns(Packed<T>& b, std::int64_t columns, std::int64_t group, F&& row) {
+void pack_columns(T* out, std::int64_t columns, std::int64_t first, int width, std::int64_t begin,
+                  std::int64_t end, F&& row) {
   constexpr std::int64_t kW = kLanes<T>;
-  const int width = b.width_of(group);
-  T* out = b.group(group);
-  for (std::int64_t k = 0; k < b.depth; ++k) {
+  for (std::int64_t k = begin; k < end; ++k) {
     const S* p = row(k);
     for (int v = 0; v < width; ++v, out += kW) {
-      const std::int64_t column = (group * b.width + v) * kW;
+      const std::int64_t column = (first + v) * kW;
       store<T>(out, p != nullptr ? load<S>(p + column, std::min(kW, columns - column)) : Vec<T>{});
     }
   }
+}
+
+template <class S, class T, class F>
+void pack_columns(Packed<T>& b, std::int64_t columns, std::int64_t group, F&& row) {
+  pack_columns<S>(b.group(group), columns, group * b.width, b.width_of(group), 0, b.depth, row);
 }
 
 }  // namespace FUSED_RNN_LEVEL

@@ -33,32 +33,51 @@ class Team {
       }
       ++phase_;
       target_ += items;
-      std::int64_t finished = 0;
-      for (int k = 0; k < team_.members_; ++k) {
-        const int owner = (id_ + k) % team_.members_;
-        for (std::int64_t i; (i = team_.claim(owner, phase_, items)) >= 0; ++finished) {
-          item(i);
+      take(id_, items, item);
+      // The others' claims are left alone as long as they are likely to come by themselves: a look
+      // at a claim takes its cache line away from the owner.
+      if (helping_ || !team_.reached(target_, kPatience)) {
+        helping_ = false;
+        for (int k = 1; k < team_.members_; ++k) {
+          helping_ |= take((id_ + k) % team_.members_, items, item);
         }
+        team_.wait(target_);
       }
-      if (finished > 0) {
-        team_.done_.fetch_add(finished, std::memory_order_release);
-      }
-      team_.wait(target_);
     }
 
+    int id() const { return id_; }
     int members() const { return team_.members_; }
 
    private:
+    template <class Item>
+    FUSED_RNN_INLINE bool take(int owner, std::int64_t items, Item&& item) {
+      const std::int64_t before = finished_;
+      for (std::int64_t i; (i = team_.claim(owner, phase_, items)) >= 0; ++finished_) {
+        item(i);
+      }
+      if (finished_ > before) {
+        team_.claims_[static_cast<std::size_t>(id_)].finished.store(finished_,
+                                                                    std::memory_order_release);
+      }
+      return finished_ > before;
+    }
+
     Team& team_;
     int id_;
+    bool helping_ = false;  // somebody's share was not begun in the last phase
+    std::int64_t finished_ = 0;
     std::uint32_t phase_ = 0;
     std::int64_t target_ = 0;
   };
 
  private:
-  // (phase, items of this owner's share already claimed in it)
-  struct alignas(128) Claim {
-    std::atomic<std::uint64_t> state{0};
+  static constexpr int kPatience = 64;
+
+  struct Claim {
+    // (phase, items of this owner's share already claimed in it)
+    alignas(128) std::atomic<std::uint64_t> state{0};
+    // Items this member has finished, in all phases and of any share.
+    alignas(128) std::atomic<std::int64_t> finished{0};
   };
 
   // The next item of the owner's share in this phase, or -1. A member is in phase p only when all
@@ -83,15 +102,29 @@ class Team {
   }
 
   // What an item wrote is released with the count, and seen here before the next phase reads it.
-  void wait(std::int64_t target) {
+  bool reached(std::int64_t target) const {
+    std::int64_t sum = 0;
+    for (int i = 0; i < members_; ++i) {
+      sum += claims_[static_cast<std::size_t>(i)].finished.load(std::memory_order_acquire);
+    }
+    return sum >= target;
+  }
+
+  bool reached(std::int64_t target, int spins) const {
+    for (; !reached(target); --spins) {
+      if (spins == 0) {
+        return false;
+      }
+      pause();
+    }
+    return true;
+  }
+
+  void wait(std::int64_t target) const {
     // Some tens of microseconds; then whoever needs the core shall have it.
     constexpr int kSpins = 2000;
-    for (int spins = 0; done_.load(std::memory_order_acquire) < target; ++spins) {
-      if (spins < kSpins) {
-        pause();
-      } else {
-        std::this_thread::yield();
-      }
+    while (!reached(target, kSpins)) {
+      std::this_thread::yield();
     }
   }
 
@@ -105,7 +138,6 @@ class Team {
 
   int members_;
   std::unique_ptr<Claim[]> claims_;
-  alignas(128) std::atomic<std::int64_t> done_{0};
 };
 
 // A phase's work: `groups` of columns times `rows`, cut into items. Columns are cut first, so that

@@ -26,12 +26,13 @@ OWN_SHAPES = {
     "turned": Shape(1, 9, 5, 18),
     "turned-wide": Shape(1, 90, 21, 37, bias=False),
     "chunks": Shape(70, 9, 3, 5),
+    "large-weights": Shape(3, 4, 700, 395),
     "more-rows-than-a-chunk": Shape(2, 530, 2, 3),
     "ragged-chunks": ragged([(7 * n) % 60 + 1 for n in range(40)], 3, 20),
     "ragged-one-row-steps": ragged((30, 1, 1), 2, 3),
 }
 ALL_SHAPES = {name: shape for name, shape in (SHAPES | RAGGED | OWN_SHAPES).items() if shape.N > 0}
-FEW_SHAPES = {name: ALL_SHAPES[name] for name in ("odd", "ragged", "dots", "turned")}
+FEW_SHAPES = {name: ALL_SHAPES[name] for name in ("odd", "ragged", "dots", "turned", "large-weights")}
 
 
 def make_scan(
