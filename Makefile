@@ -26,10 +26,11 @@ endif
 export PYTHONPATH := $(CURDIR)
 
 NATIVE := fused_rnn/_C.abi3.so
-SOURCES := setup.py $(shell find csrc -type f)
+CUDA_NATIVE := fused_rnn/_C_cuda.abi3.so
+SOURCES := setup.py $(shell find csrc -type f -not -name '*.txt' -not -path '*__pycache__*')
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench lint format sanitize build clean check-system
+.PHONY: demo test bench lint format sanitize check-cuda cuda build clean check-system
 
 demo: build
 	$(PYTHON) examples/language_model.py --cell $(CELL) --out demo.png $(ARGS)
@@ -54,6 +55,19 @@ format: $(READY)
 sanitize: $(READY)
 	$(PYTHON) -m tests.native.sanitize
 
+# Compiles every kernel for every GPU and compares what it takes of one with the committed table,
+# which RENEW=1 writes anew. Without nvcc it says so, and is content.
+check-cuda: $(READY)
+	@$(PYTHON) -m tests.native.check_cuda $(if $(RENEW),--renew)
+
+# The module for GPUs. It needs nvcc, but neither a GPU nor a CUDA build of torch. Phony, as
+# TORCH_CUDA_ARCH_LIST matters too; what has not changed is not compiled again.
+cuda: $(READY)
+	@echo "Building $(CUDA_NATIVE): a minute or two on two cores the first time ..."
+	@mkdir -p build
+	@FUSED_RNN_CUDA=only $(PYTHON) setup.py -q build_ext --inplace > build/log-cuda.txt 2>&1 || \
+	  { tail -n 40 build/log-cuda.txt; exit 1; }
+
 build: $(NATIVE)
 
 $(NATIVE): $(SOURCES) | $(READY)
@@ -74,5 +88,5 @@ check-system:
 	  { echo "ENV=system needs a torch (2.11 or newer) in the current Python, and found none."; exit 1; }
 
 clean:
-	rm -rf build dist *.egg-info $(NATIVE) .pytest_cache .ruff_cache demo.png
+	rm -rf build dist *.egg-info $(NATIVE) $(CUDA_NATIVE) .pytest_cache .ruff_cache demo.png
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -2,8 +2,9 @@
 
 import os
 import sys
+from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 try:
     import torch
@@ -17,14 +18,21 @@ except ImportError:
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
     sys.exit(f"fused_rnn needs torch 2.11 or newer, found {torch.__version__}.")
 
+sys.path.insert(0, str(Path(__file__).parent))  # pip leaves this directory out
+from csrc.cuda import nvcc
+
 # One build serves every torch from 2.11 and every Python from 3.10 on.
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # contract: a product and a sum become one instruction; the others let vector code stay branch-free.
 # No -ffast-math: NaN and infinity keep their meaning.
 FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]
+# attributes: torch's stable classes are hidden in each library, and need not be in what holds them.
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter", "-Wno-attributes"]
 if os.environ.get("FUSED_RNN_WERROR"):
     WARNINGS.append("-Werror")
+
+
+CUDA_MODULE = "fused_rnn._C_cuda"
 
 
 class Build(BuildExtension):
@@ -39,7 +47,22 @@ class Build(BuildExtension):
                 f"fused_rnn needs a C++17 compiler, and {compiler!r} was not found: "
                 "install g++ or clang++, or name one with the CXX environment variable."
             )
+        for extension in self.extensions:
+            if extension.name == CUDA_MODULE:
+                self.compile_kernels(extension)
         super().build_extensions()
+
+    def compile_kernels(self, extension: Extension) -> None:
+        """Compile the .cu files here: BuildExtension would need a CUDA build of torch for them."""
+        try:
+            werror = "-Werror" in WARNINGS
+            objects = nvcc.compile_objects(Path(self.build_temp), werror=werror)
+            objects.append(nvcc.find_static_runtime(nvcc.find_toolkit()))
+        except nvcc.CudaBuildError as error:
+            without = len(self.extensions) > 1
+            hint = "\nFUSED_RNN_CUDA=0 builds without the CUDA kernels." if without else ""
+            sys.exit(f"fused_rnn: {error}{hint}")
+        extension.extra_objects = [str(path) for path in objects]
 
 
 CPU_SOURCES = [
@@ -51,15 +74,43 @@ CPU_SOURCES = [
     "csrc/cpu/level_portable.cpp",
 ]
 
+CPU = CppExtension(
+    "fused_rnn._C",
+    CPU_SOURCES,
+    extra_compile_args={"cxx": [*FLAGS, *WARNINGS, *DEFINES]},
+    py_limited_api=True,
+)
+
+CUDA = CppExtension(
+    CUDA_MODULE,
+    ["csrc/cuda/ops.cpp"],
+    include_dirs=[nvcc.INCLUDE],
+    extra_compile_args={"cxx": [*FLAGS, *WARNINGS, *DEFINES]},
+    libraries=["dl", "rt", "pthread"],
+    # libtorch.so must stay among the libraries needed though nothing here is taken from it: under a
+    # CUDA torch it brings the one that knows the current stream. The CUDA runtime linked in must
+    # not be replaced by the one torch has loaded.
+    extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
+    py_limited_api=True,
+)
+
+
+def extensions() -> list[Extension]:
+    """Return what to build: FUSED_RNN_CUDA is 0, 1, only, or unset where torch and nvcc decide."""
+    wanted = os.environ.get("FUSED_RNN_CUDA", "")
+    if wanted not in ("", "0", "1", "only"):
+        sys.exit(f"FUSED_RNN_CUDA should be 0, 1 or only, got {wanted!r}.")
+    if wanted == "" and torch.version.cuda is not None:
+        try:
+            nvcc.find_nvcc()
+            wanted = "1"
+        except nvcc.CudaBuildError as error:
+            print(f"fused_rnn is built without CUDA kernels: {error}", file=sys.stderr)
+    return {"1": [CPU, CUDA], "only": [CUDA]}.get(wanted, [CPU])
+
+
 setup(
-    ext_modules=[
-        CppExtension(
-            "fused_rnn._C",
-            CPU_SOURCES,
-            extra_compile_args={"cxx": [*FLAGS, *WARNINGS, *DEFINES]},
-            py_limited_api=True,
-        )
-    ],
+    ext_modules=extensions(),
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -9,7 +9,7 @@
 //
 // a = W_ih x + b_ih + W_hh h + b_hh, but for the GRU's n, whose two parts stay apart. So a cell has
 // kPre pre-activations; the input product gives the first kGates of them, the recurrent product
-// kGates of them from kRecurrent on, and kOrder names torch's gate row of each:
+// kGates of them from kRecurrent on, and order() names torch's gate row of each:
 //
 //   LSTM   i f g o      both products give all four
 //   GRU    nx r z nh    input: nx r z     recurrent: r z nh
@@ -27,7 +27,7 @@ namespace fused_rnn {
 
 struct Lstm {
   static constexpr int kGates = 4, kPre = 4, kRecurrent = 0, kSaved = 5;
-  static constexpr int kOrder[kPre] = {0, 1, 2, 3};
+  static FUSED_RNN_INLINE constexpr int order(int p) { return p; }
   static constexpr bool kHasCell = true;         // the state is c, apart from h
   static constexpr bool kStateIsHidden = false;  // the state is h itself
 
@@ -54,7 +54,10 @@ struct Lstm {
 
 struct Gru {
   static constexpr int kGates = 3, kPre = 4, kRecurrent = 1, kSaved = 5;
-  static constexpr int kOrder[kPre] = {2, 0, 1, 2};
+  static FUSED_RNN_INLINE constexpr int order(int p) {
+    constexpr int kOrder[kPre] = {2, 0, 1, 2};
+    return kOrder[p];
+  }
   static constexpr bool kHasCell = false;
   static constexpr bool kStateIsHidden = true;
 
@@ -82,7 +85,7 @@ struct Gru {
 template <bool kRelu>
 struct Rnn {
   static constexpr int kGates = 1, kPre = 1, kRecurrent = 0, kSaved = 1;
-  static constexpr int kOrder[kPre] = {0};
+  static FUSED_RNN_INLINE constexpr int order(int p) { return p; }
   static constexpr bool kHasCell = false;
   static constexpr bool kStateIsHidden = false;
 

@@ -53,6 +53,10 @@ inline Dtype checked_dtype(const Tensor& x) {
   return Dtype::kFloat;
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
+}
+
 // `t`, contiguous, after checking that it has this shape and goes with x.
 inline Tensor checked(const Tensor& t, const char* name, const Sizes& shape, const Tensor& x) {
   STD_TORCH_CHECK(sizes_of(t) == shape, "fused_rnn: ", name, " should have shape ",
@@ -60,7 +64,7 @@ inline Tensor checked(const Tensor& t, const char* name, const Sizes& shape, con
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), "fused_rnn: ", name,
                   " should have the dtype of x, ", torch::headeronly::toString(x.scalar_type()),
                   ", got ", torch::headeronly::toString(t.scalar_type()));
-  STD_TORCH_CHECK(t.is_cpu() == x.is_cpu(), "fused_rnn: ", name, " should be on the device of x");
+  STD_TORCH_CHECK(same_device(t, x), "fused_rnn: ", name, " should be on the device of x");
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 

@@ -33,8 +33,11 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   static constexpr int kTerms = 5;
-  static constexpr float kQ[kTerms] = {0.4999999345f, 0.1666652067f, 0.04166838752f,
-                                       0.008368711233f, 0.001381460719f};
+  static FUSED_RNN_INLINE constexpr float q(int i) {
+    constexpr float kQ[kTerms] = {0.4999999345f, 0.1666652067f, 0.04166838752f, 0.008368711233f,
+                                  0.001381460719f};
+    return kQ[i];
+  }
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440055e-4f;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer
   static constexpr float kLowest = -87.0f, kHighest = 88.0f;
@@ -44,11 +47,14 @@ struct ExpConstants<float> {
 template <>
 struct ExpConstants<double> {
   static constexpr int kTerms = 11;
-  static constexpr double kQ[kTerms] = {
-      0.500000000000000004,    0.166666666666666834,    0.0416666666666660947,
-      0.00833333333331704408,  0.00138888888891154884,  0.000198412698963573986,
-      2.48015869268010337e-05, 2.75572348899313565e-06, 2.75575817790503238e-07,
-      2.51120266135296272e-08, 2.08266286609179417e-09};
+  static FUSED_RNN_INLINE constexpr double q(int i) {
+    constexpr double kQ[kTerms] = {
+        0.500000000000000004,    0.166666666666666834,    0.0416666666666660947,
+        0.00833333333331704408,  0.00138888888891154884,  0.000198412698963573986,
+        2.48015869268010337e-05, 2.75572348899313565e-06, 2.75575817790503238e-07,
+        2.51120266135296272e-08, 2.08266286609179417e-09};
+    return kQ[i];
+  }
   static constexpr double kLn2Hi = 0.6931471803691238, kLn2Lo = 1.9082149292705878161e-10;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLowest = -708.0, kHighest = 709.0;
@@ -72,9 +78,9 @@ FUSED_RNN_INLINE ExpParts<V> exp_parts(V x) {
   const V shifted = x * static_cast<T>(1.4426950408889634) + C::kRound;
   const V k = shifted - C::kRound;
   const V r = (x - k * C::kLn2Hi) - k * C::kLn2Lo;
-  V q = zero + C::kQ[C::kTerms - 1];
+  V q = zero + C::q(C::kTerms - 1);
   for (int i = C::kTerms - 2; i >= 0; --i) {
-    q = q * r + C::kQ[i];
+    q = q * r + C::q(i);
   }
   using Word = typename Lanes<V>::Word;
   const Bits exponent = (bit_cast<Bits>(shifted) << C::kMantissaBits) +

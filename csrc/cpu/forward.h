@@ -20,8 +20,7 @@ class ForwardScan {
         members_(members),
         capacity_(std::min(steps_.total(), std::max(a.N, kForwardChunkRows))),
         product_(choose_product()),
-        input_product_(choose_input_product()),
-        w_ih_(s_.slices * G, input_product_ == Product::kPacked ? s_.I : 0, gate_width()),
+        w_ih_(s_.slices * G, product_ == Product::kPacked ? s_.I : 0, gate_width(), !kTraining),
         w_hh_(s_.slices * G, product_ == Product::kPacked ? s_.R : 0, gate_width()),
         bias_(s_.slices * kPre * kW),
         gates_x_(s_.slices * capacity_ * G * kW),
@@ -34,11 +33,11 @@ class ForwardScan {
       w_hr_ = Packed<T>(vectors, s_.H, balanced_width<T>(vectors, s_.N, members));
       unprojected_ = Buffer<T>(s_.N * s_.Hp);
     }
-    if (input_product_ == Product::kTurned) {
-      x_turned_ = turned(capacity_, s_.I);
-    }
     if (product_ == Product::kTurned) {
-      h_turned_ = turned(s_.N, s_.R);
+      const std::int64_t vectors = ceil_div(s_.N, kW);
+      const int width = static_cast<int>(std::min<std::int64_t>(vectors, kMaxWidth));
+      x_turned_ = Packed<T>(vectors, s_.I, width);
+      h_turned_ = Packed<T>(vectors, s_.R, width);
     }
     if (!std::is_same<S, T>::value) {
       x_ = Buffer<T>(capacity_ * s_.I);
@@ -72,30 +71,6 @@ class ForwardScan {
                                                                        : Product::kPacked;
   }
 
-  // Turned, large weights need no second copy; but that fills up the last vector of a chunk's rows,
-  // which may cost more than packing does.
-  Product choose_input_product() const {
-    constexpr std::int64_t kLarge = 1 << 20, kRowsOfPacking = 32;
-    const std::int64_t bytes = G * s_.H * s_.I * static_cast<std::int64_t>(sizeof(T));
-    if (product_ != Product::kPacked || !std::is_same<S, T>::value || bytes < kLarge) {
-      return product_;
-    }
-    std::int64_t rows = 0;
-    for (std::int64_t k = 0; k < steps_.T;) {
-      const std::int64_t end = chunk_end(steps_, k, capacity_);
-      rows += ceil_div(steps_.rows(k, end), kW) * kW;
-      k = end;
-    }
-    return rows < steps_.total() + kRowsOfPacking ? Product::kTurned : Product::kPacked;
-  }
-
-  // Room for A of a turned product, in groups of nearly equal width.
-  static Packed<T> turned(std::int64_t rows, std::int64_t depth) {
-    const std::int64_t vectors = ceil_div(rows, kW);
-    const std::int64_t groups = ceil_div<std::int64_t>(vectors, kMaxWidth);
-    return Packed<T>(vectors, depth, static_cast<int>(ceil_div(vectors, groups)));
-  }
-
   // An LSTM's or GRU's tile is one slice with all its gates; the RNN has room for several slices.
   int gate_width() const { return G > 1 ? G : balanced_width<T>(s_.slices, s_.N, members_); }
 
@@ -105,16 +80,14 @@ class ForwardScan {
   }
 
   void prepare_weights(std::int64_t group) {
-    if (input_product_ == Product::kPacked) {
-      pack_rows<S>(w_ih_, s_.I, group, [&](std::int64_t q) { return w_ih_rows(q); });
-    }
     if (product_ == Product::kPacked) {
+      pack_rows<S>(w_ih_, s_.I, group, [&](std::int64_t q) { return w_ih_rows(q); });
       pack_rows<S>(w_hh_, s_.R, group, [&](std::int64_t q) { return w_hh_rows(q); });
     }
     const std::int64_t first = group * w_ih_.width / G, last = first + w_ih_.width_of(group) / G;
     for (std::int64_t slice = first; slice < last; ++slice) {
       for (int p = 0; p < kPre; ++p) {
-        const std::int64_t unit = Cell::kOrder[p] * s_.H + slice * kW;
+        const std::int64_t unit = Cell::order(p) * s_.H + slice * kW;
         V b{};
         if (a_.b_ih != nullptr && p < G) {
           b += load(static_cast<const S*>(a_.b_ih) + unit, s_.valid(slice));
@@ -170,7 +143,7 @@ class ForwardScan {
         }
       });
     }
-    const Grid grid = make_grid(m, input_product_, in, rows, x_turned_);
+    const Grid grid = make_grid(m, in, rows, x_turned_);
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t r0, std::int64_t r1) {
         const auto take = [&](std::int64_t row, int height, const V* sums, std::int64_t q,
@@ -185,19 +158,18 @@ class ForwardScan {
           }
         };
         multiply(
-            input_product_, in, rows, w_ih_, s_.I, x_turned_, r0, r1, g0, g1,
+            in, w_ih_, s_.I, x_turned_, r0, r1, g0, g1,
             [&](std::int64_t q) { return w_ih_rows(q); }, take);
       });
     });
   }
 
   // The cut of a product's work; where A is to be turned, that comes first.
-  Grid make_grid(Team::Member& m, Product product, const Rows<T>& a, std::int64_t rows,
-                 Packed<T>& turned) const {
-    if (product != Product::kTurned) {
+  Grid make_grid(Team::Member& m, const Rows<T>& a, std::int64_t rows, Packed<T>& turned) const {
+    if (product_ != Product::kTurned) {
       return Grid(w_ih_.groups(), rows, m.members());
     }
-    m.run(ceil_div(rows, turned.width * kW), [&](std::int64_t group) {
+    m.run(turned.groups(), [&](std::int64_t group) {
       pack_rows<T>(turned, a.row, group, [&](std::int64_t q) {
         return RowBlock<T>{a.data + q * kW * a.row, std::clamp<std::int64_t>(rows - q * kW, 0, kW)};
       });
@@ -207,16 +179,15 @@ class ForwardScan {
 
   // A times one of the gate matrices, in the way chosen for this call.
   template <class R, class F>
-  FUSED_RNN_INLINE void multiply(Product product, const Rows<T>& a, std::int64_t rows_of_a,
-                                 const Packed<T>& w, std::int64_t w_row, const Packed<T>& turned,
-                                 std::int64_t r0, std::int64_t r1, std::int64_t g0, std::int64_t g1,
-                                 R&& rows, F&& f) {
-    if (product == Product::kPacked) {
+  FUSED_RNN_INLINE void multiply(const Rows<T>& a, const Packed<T>& w, std::int64_t w_row,
+                                 const Packed<T>& turned, std::int64_t r0, std::int64_t r1,
+                                 std::int64_t g0, std::int64_t g1, R&& rows, F&& f) {
+    if (product_ == Product::kPacked) {
       w.multiply(a, r0, r1, g0, g1, f);
-    } else if (product == Product::kDots) {
+    } else if (product_ == Product::kDots) {
       multiply_unpacked<S>(a, w_row, w.width, w.vectors, r0, r1, g0, g1, rows, f);
     } else if constexpr (std::is_same<S, T>::value) {
-      multiply_turned(turned, w_row, w.width, w.vectors, rows_of_a, g0, g1, rows, f);
+      multiply_turned(turned, w_row, w.width, w.vectors, a_.N, g0, g1, rows, f);
     }
   }
 
@@ -226,7 +197,7 @@ class ForwardScan {
 
   void step(Team::Member& m, std::int64_t k, std::int64_t chunk) {
     const Rows<T> h{h_[k % 2].get(), s_.Rp, s_.R};
-    const Grid grid = make_grid(m, product_, h, steps_.batch(k), h_turned_);
+    const Grid grid = make_grid(m, h, steps_.batch(k), h_turned_);
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t n0, std::int64_t n1) {
         const auto take = [&](std::int64_t n, int height, const V* sums, std::int64_t q,
@@ -238,8 +209,8 @@ class ForwardScan {
           }
         };
         multiply(
-            product_, h, s_.N, w_hh_, s_.R, h_turned_, n0, n1, g0, g1,
-            [&](std::int64_t q) { return w_hh_rows(q); }, take);
+            h, w_hh_, s_.R, h_turned_, n0, n1, g0, g1, [&](std::int64_t q) { return w_hh_rows(q); },
+            take);
       });
     });
     if (s_.P > 0) {
@@ -321,7 +292,7 @@ class ForwardScan {
   const Steps steps_;
   const int members_;
   const std::int64_t capacity_;  // rows of a chunk
-  const Product product_, input_product_;
+  const Product product_;
   Packed<T> w_ih_, w_hh_, w_hr_;
   Packed<T> x_turned_, h_turned_;
   Buffer<T> bias_;         // [slice][kPre][lane]

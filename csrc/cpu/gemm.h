@@ -157,8 +157,11 @@ struct Packed {
   int width = 1;
 
   Packed() = default;
-  Packed(std::int64_t vectors_, std::int64_t depth_, int width_)
-      : data(vectors_ * depth_ * kLanes<T>), vectors(vectors_), depth(depth_), width(width_) {}
+  Packed(std::int64_t vectors_, std::int64_t depth_, int width_, bool keep = true)
+      : data(vectors_ * depth_ * kLanes<T>, keep),
+        vectors(vectors_),
+        depth(depth_),
+        width(width_) {}
 
   std::int64_t groups() const { return ceil_div<std::int64_t>(vectors, width); }
   int width_of(std::int64_t group) const {

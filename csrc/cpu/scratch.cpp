@@ -12,6 +12,7 @@ constexpr std::size_t kLine = 64;
 constexpr std::align_val_t kAlign{kLine};
 // Smaller blocks stay in malloc's own lists; together no more than kMostKept is held back.
 constexpr std::size_t kLeastKept = std::size_t{64} << 10, kMostKept = std::size_t{128} << 20;
+constexpr std::size_t kLarge = std::size_t{1} << 20;
 
 // Sizes are rounded up to an eighth of their power of two, so that similar problems share blocks.
 std::size_t rounded(std::size_t bytes) {
@@ -75,9 +76,13 @@ void* scratch_allocate(std::size_t bytes) {
   return ::operator new(bytes, kAlign);
 }
 
-void scratch_free(void* block, std::size_t bytes) noexcept {
+void scratch_free(void* block, std::size_t bytes, bool keep) noexcept {
   if (bytes < kLeastKept) {
     free_small(block);
+    return;
+  }
+  if (!keep && bytes >= kLarge) {
+    ::operator delete(block, kAlign);
     return;
   }
   bytes = rounded(bytes);

@@ -11,7 +11,8 @@ namespace fused_rnn {
 
 // At least `bytes` bytes on a cache line's boundary. Throws std::bad_alloc. Any thread.
 void* scratch_allocate(std::size_t bytes);
-// Takes back a block that scratch_allocate gave for `bytes`.
-void scratch_free(void* block, std::size_t bytes) noexcept;
+// Takes back a block that scratch_allocate gave for `bytes`. A large one goes back to the system
+// where it is not to be kept: forward's copy of W_ih, which backward has no use for, at the peak.
+void scratch_free(void* block, std::size_t bytes, bool keep = true) noexcept;
 
 }  // namespace fused_rnn

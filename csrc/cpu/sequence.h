@@ -1,49 +1,8 @@
-// What forward and backward share: the order of the steps, and where a cell's arrays lie.
+// What forward and backward share: the chunks of steps, and where a cell's arrays lie.
 #pragma once
 
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
-
-// Steps in scan order, k = 0 .. T-1, and the rows (in time order) that each of them covers.
-class Steps {
- public:
-  explicit Steps(const ScanArgs& a) : T(a.T), N(a.N), reverse_(a.reverse) {
-    if (a.batch_sizes != nullptr) {
-      begin_.resize(static_cast<std::size_t>(T) + 1, 0);
-      for (std::int64_t t = 0; t < T; ++t) {
-        begin_[static_cast<std::size_t>(t) + 1] =
-            begin_[static_cast<std::size_t>(t)] + a.batch_sizes[t];
-      }
-    }
-  }
-
-  const std::int64_t T, N;
-
-  // First row of scan step k. Steps -1 and T have no rows.
-  std::int64_t begin(std::int64_t k) const { return row_of_time(time(k)); }
-  std::int64_t batch(std::int64_t k) const {
-    return k < 0 || k >= T ? 0 : row_of_time(time(k) + 1) - row_of_time(time(k));
-  }
-  std::int64_t total() const { return row_of_time(T); }
-
-  // The rows of steps k0 .. k1-1, which stand together whichever way the scan goes.
-  std::int64_t first_row(std::int64_t k0, std::int64_t k1) const {
-    return std::min(begin(k0), begin(k1 - 1));
-  }
-  std::int64_t rows(std::int64_t k0, std::int64_t k1) const {
-    const std::int64_t last = std::max(time(k0), time(k1 - 1));
-    return row_of_time(last + 1) - first_row(k0, k1);
-  }
-
- private:
-  std::int64_t time(std::int64_t k) const { return reverse_ ? T - 1 - k : k; }
-  std::int64_t row_of_time(std::int64_t t) const {
-    return begin_.empty() ? t * N : begin_[static_cast<std::size_t>(t)];
-  }
-
-  bool reverse_;
-  std::vector<std::int64_t> begin_;
-};
 
 // A group of consecutive steps whose input product is made at once, so that the weights are read
 // once for all of them and the result is used while it is in the cache.
@@ -93,14 +52,14 @@ struct Shape {
   // Rows of a gate matrix (G*H, ...) that give vector q of the pre-activations from `first_pre` on.
   RowBlock<S> gate_rows(const void* w, std::int64_t columns, std::int64_t q, int first_pre) const {
     const std::int64_t slice = q / Cell::kGates;
-    const int gate = Cell::kOrder[first_pre + q % Cell::kGates];
+    const int gate = Cell::order(first_pre + q % Cell::kGates);
     return {static_cast<const S*>(w) + (gate * H + slice * kW) * columns, valid(slice)};
   }
 
   // Row of a gate matrix that multiplies dgates at depth k = (slice, gate, lane); null past H.
   const S* gate_row(const void* w, std::int64_t columns, std::int64_t k, int first_pre) const {
     const std::int64_t slice = k / (Cell::kGates * kW), lane = k % kW;
-    const int gate = Cell::kOrder[first_pre + k / kW % Cell::kGates];
+    const int gate = Cell::order(first_pre + k / kW % Cell::kGates);
     return lane < valid(slice) ? static_cast<const S*>(w) + (gate * H + slice * kW + lane) * columns
                                : nullptr;
   }

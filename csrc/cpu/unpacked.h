@@ -99,7 +99,7 @@ FUSED_RNN_INLINE void multiply_unpacked(const Rows<T>& a, std::int64_t w_row, in
   }
 }
 
-// As multiply_unpacked, with `a` packed row by row (pack_rows), the first `rows_of_a` of them.
+// As multiply_unpacked, with `a` packed row by row (pack_rows) and `rows_of_a` of them.
 template <class T, class R, class F>
 FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, int width,
                                       std::int64_t vectors, std::int64_t rows_of_a,
@@ -110,10 +110,8 @@ FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, in
   for (std::int64_t g = first_group; g < last_group; ++g) {
     const std::int64_t q = g * width;
     const int w = static_cast<int>(std::min<std::int64_t>(width, vectors - q));
-    for (std::int64_t ag = 0; ag * a.width * kW < rows_of_a; ++ag) {
-      const std::int64_t first = ag * a.width * kW;
-      const int a_width =
-          static_cast<int>(std::min<std::int64_t>(a.width, ceil_div(rows_of_a - first, kW)));
+    for (std::int64_t ag = 0; ag < a.groups(); ++ag) {
+      const int a_width = a.width_of(ag);
       for (int v = 0; v < w; ++v) {
         const RowBlock<T> block = rows(q + v);
         Vec<T> square[kMaxWidth][kW] = {};
@@ -132,7 +130,9 @@ FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, in
           }
         }
       }
-      f(first, static_cast<int>(std::min(a_width * kW, rows_of_a - first)), turned, q, w);
+      const std::int64_t first = ag * a.width * kW,
+                         count = std::min(a_width * kW, rows_of_a - first);
+      f(first, static_cast<int>(count), turned, q, w);
     }
   }
 }

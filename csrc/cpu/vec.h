@@ -63,12 +63,13 @@ FUSED_RNN_INLINE Vec<T> rounded(Vec<T> v) {
   return v;
 }
 
-// Uninitialised scratch, on a cache line's boundary.
+// Uninitialised scratch, on a cache line's boundary. `keep`: see scratch_free.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::int64_t n) : bytes_(static_cast<std::size_t>(n) * sizeof(T)) {
+  explicit Buffer(std::int64_t n, bool keep = true)
+      : bytes_(static_cast<std::size_t>(n) * sizeof(T)), keep_(keep) {
     data_ = n > 0 ? static_cast<T*>(scratch_allocate(bytes_)) : nullptr;
   }
   Buffer(Buffer&& other) noexcept { swap(other); }
@@ -78,7 +79,7 @@ class Buffer {
   }
   ~Buffer() {
     if (data_ != nullptr) {
-      scratch_free(data_, bytes_);
+      scratch_free(data_, bytes_, keep_);
     }
   }
   T* get() const { return data_; }
@@ -87,9 +88,11 @@ class Buffer {
   void swap(Buffer& other) {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
+    std::swap(keep_, other.keep_);
   }
   T* data_ = nullptr;
   std::size_t bytes_ = 0;
+  bool keep_ = true;
 };
 
 }  // namespace FUSED_RNN_LEVEL

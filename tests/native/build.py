@@ -170,3 +170,24 @@ def scalar_math() -> ctypes.CDLL:
     flags = (*shipped_flags(), "-Wall", "-Wextra", "-fPIC")
     unit = Unit(NATIVE / "math_scalar.cpp", "bench/math_scalar.o", flags)
     return ctypes.CDLL(str(build([unit], "bench/math_scalar.so", ["-shared"])))
+
+
+def stepwise() -> Path:
+    """Build the CUDA stepwise path for the host bench, as a library of torch ops."""
+    try:
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError as error:
+        raise UnbuildableError(f"torch cannot build extensions here ({error})") from None
+    sources = (ROOT / "csrc", ROOT / "csrc" / "cuda", NATIVE / "simt", *include_paths())
+    flags = (
+        *("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"),
+        *("-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+        *(f"-I{path}" for path in sources),
+    )
+    units = [
+        Unit(NATIVE / "stepwise.cpp", "stepwise/stepwise.o", flags),
+        Unit(ROOT / "csrc" / "cuda" / "gates.cu", "stepwise/gates.o", (*flags, "-xc++")),
+    ]
+    libraries = (f"-L{path}" for path in library_paths())
+    link_flags = ["-shared", *libraries, "-ltorch", "-ltorch_cpu", "-lc10"]
+    return build(units, "stepwise/stepwise.so", link_flags)

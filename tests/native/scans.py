@@ -32,7 +32,9 @@ OWN_SHAPES = {
     "ragged-one-row-steps": ragged((30, 1, 1), 2, 3),
 }
 ALL_SHAPES = {name: shape for name, shape in (SHAPES | RAGGED | OWN_SHAPES).items() if shape.N > 0}
-FEW_SHAPES = {name: ALL_SHAPES[name] for name in ("odd", "ragged", "dots", "turned", "large-weights")}
+FEW_SHAPES = {
+    name: ALL_SHAPES[name] for name in ("odd", "ragged", "dots", "turned", "large-weights")
+}
 
 
 def make_scan(

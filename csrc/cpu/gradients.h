@@ -1,0 +1,299 @@
+// The gradients of a scan's operands but its states: a chunk's shares of dW, db and dx, from the
+// gradients of its pre-activations while they are in the cache.
+#pragma once
+
+namespace fused_rnn {
+namespace FUSED_RNN_LEVEL {
+
+struct Chunk {
+  std::int64_t begin, end;  // scan steps
+  std::int64_t row;         // the first of its rows
+};
+
+// Gradients of kGates pre-activations from first_pre on, all slices of them along K.
+template <class Cell, class T>
+Rows<T> gate_rows(const T* dgates, std::int64_t slices, std::int64_t rows, std::int64_t row,
+                  int first_pre) {
+  constexpr std::int64_t kW = kLanes<T>;
+  constexpr int G = Cell::kGates, kPre = Cell::kPre;
+  Rows<T> r{dgates + row * kPre * kW + first_pre * kW, kPre * kW, G * kW};
+  r.blocks = slices;
+  r.block = rows * kPre * kW;
+  return r;
+}
+
+template <class Cell, class S>
+class OperandGradients {
+  using T = typename ComputeType<S>::type;
+  using V = Vec<T>;
+  static constexpr std::int64_t kW = kLanes<T>;
+  static constexpr int G = Cell::kGates, kPre = Cell::kPre, kRecurrent = Cell::kRecurrent;
+
+ public:
+  // What the time loop leaves.
+  struct Source {
+    const T* dgates;       // [slice][row of the chunk][kPre][lane]
+    T* edge;               // [slice][n][kPre][lane]: gets the chunk's first scan step
+    const T* dh;           // (row of the chunk, Rp), where P > 0
+    const T* unprojected;  // (row of the chunk, Hp), where P > 0
+  };
+
+  OperandGradients(const BackwardArgs& a, const Shape<Cell, S>& s, const Steps& steps,
+                   std::int64_t capacity, int members)
+      : a_(a),
+        s_(s),
+        steps_(steps),
+        capacity_(capacity),
+        panel_slices_(choose_panel_slices()),
+        w_ih_(a.dx != nullptr ? vectors(s.I) : 0, panel_slices_ > 0 ? 0 : s.slices * G * kW,
+              kMaxWidth),
+        panels_(a.dx != nullptr ? members * panel_slices_ * G * kW * kMaxWidth * kW : 0),
+        dbias_(s.slices * kPre * kW),
+        x_(a.dw_ih != nullptr && !x_fits() ? capacity * padded(s.I) : 0),
+        h_(a.dw_hh != nullptr ? capacity * s.Rp : 0),
+        dw_ih_(a.dw_ih, G * s.H * s.I),
+        dw_hh_(a.dw_hh, G * s.H * s.R),
+        dw_hr_(a.dw_hr, s.P * s.H) {}
+
+  // Pieces of W_ih to be packed before the first chunk.
+  std::int64_t groups() const { return panel_slices_ > 0 ? 0 : w_ih_.groups(); }
+  void pack(std::int64_t group) { pack_columns<S>(w_ih_, s_.I, group, w_ih_row()); }
+
+  // Adds what a chunk's steps contribute.
+  void accumulate(Team::Member& m, const Chunk& c, const Source& from) {
+    stage(m, c);
+    const std::int64_t rows = steps_.rows(c.begin, c.end);
+    const Grid dx(w_ih_.groups(), rows, m.members());
+    const std::int64_t dx_items = a_.dx != nullptr ? dx.items() : 0;
+    const std::int64_t projections = s_.P > 0 && a_.dw_hr != nullptr ? ceil_div(s_.P, kW) : 0;
+    m.run(s_.slices + projections + dx_items, [&](std::int64_t i) {
+      if (i < s_.slices) {
+        slice_weights(c, from, rows, i);
+      } else if (i < s_.slices + projections) {
+        projection_weights(c, from, rows, i - s_.slices);
+      } else {
+        input_gradient(m, c, from, dx, i - s_.slices - projections);
+      }
+    });
+  }
+
+  void finish(Team::Member& m) {
+    m.run(s_.slices, [&](std::int64_t slice) {
+      for (int p = 0; p < kPre; ++p) {
+        const std::int64_t unit = Cell::order(p) * s_.H + slice * kW;
+        const V db = load(dbias_.get() + (slice * kPre + p) * kW);
+        if (a_.db_ih != nullptr && p < G) {
+          store<S>(static_cast<S*>(a_.db_ih) + unit, db, s_.valid(slice));
+        }
+        if (a_.db_hh != nullptr && p >= kRecurrent) {
+          store<S>(static_cast<S*>(a_.db_hh) + unit, db, s_.valid(slice));
+        }
+      }
+    });
+    if constexpr (!Gradient::kDirect) {
+      constexpr std::int64_t kPiece = 16384;
+      for (const Gradient* g : {&dw_ih_, &dw_hh_, &dw_hr_}) {
+        m.run(g->user != nullptr ? ceil_div(g->n, kPiece) : 0, [&](std::int64_t i) {
+          const std::int64_t end = std::min(g->n, (i + 1) * kPiece);
+          for (std::int64_t j = i * kPiece; j < end; ++j) {
+            g->user[j] = narrow<S>(g->data()[j]);
+          }
+        });
+      }
+    }
+  }
+
+ private:
+  // A weight gradient in T: the user's tensor itself where that is T's, scratch elsewhere.
+  struct Gradient {
+    Gradient(void* user_, std::int64_t n_)
+        : user(static_cast<S*>(user_)), n(n_), scratch(user != nullptr && !kDirect ? n : 0) {}
+    static constexpr bool kDirect = std::is_same<S, T>::value;
+    T* data() const {
+      if constexpr (kDirect) {
+        return user;
+      } else {
+        return scratch.get();
+      }
+    }
+    S* user;
+    std::int64_t n;
+    Buffer<T> scratch;
+  };
+
+  static std::int64_t vectors(std::int64_t columns) { return ceil_div(columns, kW); }
+  static std::int64_t padded(std::int64_t columns) { return vectors(columns) * kW; }
+
+  auto w_ih_row() const {
+    return [this](std::int64_t k) { return s_.gate_row(a_.w_ih, s_.I, k, 0); };
+  }
+
+  // A large W_ih is not packed as a whole, which would double it, but for every chunk in panels
+  // that stay in a core's cache. Sums in T cannot be added up in a narrower dx: one panel deep.
+  std::int64_t choose_panel_slices() const {
+    constexpr std::int64_t kLarge = 1 << 20, kTerms = 1024;
+    if (s_.slices * G * kW * s_.I * static_cast<std::int64_t>(sizeof(T)) < kLarge) {
+      return 0;
+    }
+    return std::is_same<S, T>::value ? std::min(s_.slices, kTerms / (G * kW)) : s_.slices;
+  }
+
+  // The chunk's x and h of the step before, in T and padded to whole vectors.
+  void stage(Team::Member& m, const Chunk& c) {
+    const bool x_wanted = a_.dw_ih != nullptr && !x_fits();
+    if (!x_wanted && a_.dw_hh == nullptr) {
+      return;
+    }
+    m.run(c.end - c.begin, [&](std::int64_t i) {
+      const std::int64_t k = c.begin + i, first = steps_.begin(k);
+      for (std::int64_t n = 0; n < steps_.batch(k); ++n) {
+        const std::int64_t row = first + n;
+        if (x_wanted) {
+          copy_row(static_cast<const S*>(a_.x) + row * s_.I, s_.I,
+                   x_.get() + (row - c.row) * padded(s_.I));
+        }
+        if (a_.dw_hh != nullptr) {
+          const S* h = n < steps_.batch(k - 1)
+                           ? static_cast<const S*>(a_.y) + (steps_.begin(k - 1) + n) * s_.R
+                           : static_cast<const S*>(a_.h0) + n * s_.R;
+          copy_row(h, s_.R, h_.get() + (row - c.row) * s_.Rp);
+        }
+      }
+    });
+  }
+
+  // x serves as it lies where it has the arithmetic's type and whole vectors.
+  bool x_fits() const { return std::is_same<S, T>::value && s_.I % kW == 0; }
+  const T* chunk_x(const Chunk& c) const {
+    if constexpr (std::is_same<S, T>::value) {
+      if (x_fits()) {
+        return static_cast<const S*>(a_.x) + c.row * s_.I;
+      }
+    }
+    return x_.get();
+  }
+
+  static void copy_row(const S* from, std::int64_t columns, T* to) {
+    for (std::int64_t j = 0; j < columns; j += kW) {
+      store<T>(to + j, load(from + j, std::min(kW, columns - j)));
+    }
+  }
+
+  void slice_weights(const Chunk& c, const Source& from, std::int64_t rows, std::int64_t slice) {
+    const T* d = from.dgates + slice * capacity_ * kPre * kW;
+    for (int p = 0; p < kPre; ++p) {
+      const V sum = sum_rows(d + p * kW, rows);
+      T* total = dbias_.get() + (slice * kPre + p) * kW;
+      store<T>(total, c.end == steps_.T ? sum : load(total) + sum);
+    }
+    for (int g = 0; g < G; ++g) {
+      const std::int64_t unit = slice * kW, valid = s_.valid(slice);
+      if (a_.dw_ih != nullptr) {
+        outer(c, rows, d + g * kW, kPre * kW, valid, chunk_x(c), s_.I,
+              dw_ih_.data() + (Cell::order(g) * s_.H + unit) * s_.I);
+      }
+      if (a_.dw_hh != nullptr) {
+        outer(c, rows, d + (g + kRecurrent) * kW, kPre * kW, valid, h_.get(), s_.R,
+              dw_hh_.data() + (Cell::order(g + kRecurrent) * s_.H + unit) * s_.R);
+      }
+    }
+    const std::int64_t edge = (steps_.begin(c.begin) - c.row) * kPre * kW;
+    std::copy_n(d + edge, steps_.batch(c.begin) * kPre * kW, from.edge + slice * s_.N * kPre * kW);
+  }
+
+  // Pairwise above kTermsPerFold rows: the rounding error must not grow with the batch.
+  static V sum_rows(const T* d, std::int64_t rows) {
+    if (rows > kTermsPerFold) {
+      const std::int64_t half = rows / 2;
+      return sum_rows(d, half) + sum_rows(d + half * kPre * kW, rows - half);
+    }
+    V sum{};
+    for (std::int64_t r = 0; r < rows; ++r) {
+      sum += load(d + r * kPre * kW);
+    }
+    return sum;
+  }
+
+  void projection_weights(const Chunk& c, const Source& from, std::int64_t rows, std::int64_t q) {
+    outer(c, rows, from.dh + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), from.unprojected, s_.H,
+          dw_hr_.data() + q * kW * s_.H);
+  }
+
+  // out[u][j] += sum over the chunk's rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
+  void outer(const Chunk& c, std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
+             const T* in, std::int64_t columns, T* out) {
+    const bool first = c.end == steps_.T;
+    Rows<T> a{d, 1, rows};
+    a.step = d_step;
+    const std::int64_t count = vectors(columns);
+    for (std::int64_t q = 0; q < count; q += kMaxWidth) {
+      const int width = static_cast<int>(std::min<std::int64_t>(kMaxWidth, count - q));
+      for_tiles(
+          a, 0, units, in + q * kW, padded(columns), width,
+          [&](std::int64_t u, int height, const V* sums) {
+            for (int j = 0; j < height; ++j) {
+              for (int v = 0; v < width; ++v) {
+                const std::int64_t column = (q + v) * kW, valid = std::min(kW, columns - column);
+                T* p = out + (u + j) * columns + column;
+                store<T>(p, first ? sums[j * width + v] : load(p, valid) + sums[j * width + v],
+                         valid);
+              }
+            }
+          });
+    }
+  }
+
+  void input_gradient(Team::Member& m, const Chunk& c, const Source& from, const Grid& grid,
+                      std::int64_t item) {
+    const Rows<T> dgates = gate_rows<Cell>(from.dgates, s_.slices, capacity_, 0, 0);
+    grid.item(item, [&](std::int64_t g0, std::int64_t g1, std::int64_t r0, std::int64_t r1) {
+      if (panel_slices_ == 0) {
+        w_ih_.multiply(dgates, r0, r1, g0, g1,
+                       [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
+                         store_dx(c, row, height, sums, q, width, false);
+                       });
+        return;
+      }
+      T* const panel = panels_.get() + m.id() * panel_slices_ * G * kW * kMaxWidth * kW;
+      for (std::int64_t g = g0; g < g1; ++g) {
+        const std::int64_t q = g * w_ih_.width;
+        const int width = w_ih_.width_of(g);
+        for (std::int64_t slice = 0; slice < s_.slices; slice += panel_slices_) {
+          const Rows<T> part = dgates.blocks_from(slice, panel_slices_);
+          const std::int64_t k = slice * G * kW;
+          pack_columns<S>(panel, s_.I, q, width, k, k + part.blocks * G * kW, w_ih_row());
+          for_tiles(part, r0, r1, panel, width * kW, width,
+                    [&](std::int64_t row, int height, const V* sums) {
+                      store_dx(c, row, height, sums, q, width, slice > 0);
+                    });
+        }
+      }
+    });
+  }
+
+  FUSED_RNN_INLINE void store_dx(const Chunk& c, std::int64_t row, int height, const V* sums,
+                                 std::int64_t q, int width, bool add) const {
+    for (int j = 0; j < height; ++j) {
+      for (int v = 0; v < width; ++v) {
+        const std::int64_t column = (q + v) * kW, valid = std::min(kW, s_.I - column);
+        S* const p = static_cast<S*>(a_.dx) + (c.row + row + j) * s_.I + column;
+        const V sum = sums[j * width + v];
+        store<S>(p, add ? load(p, valid) + sum : sum, valid);
+      }
+    }
+  }
+
+  const BackwardArgs& a_;
+  const Shape<Cell, S>& s_;
+  const Steps& steps_;
+  const std::int64_t capacity_;      // rows of a chunk
+  const std::int64_t panel_slices_;  // of a panel of W_ih; 0 where it is packed as a whole
+  Packed<T> w_ih_;
+  Buffer<T> panels_;  // [member][depth of a panel][kMaxWidth][lane]
+  Buffer<T> dbias_;   // [slice][kPre][lane]
+  Buffer<T> x_, h_;   // (row of the chunk, columns padded)
+  Gradient dw_ih_, dw_hh_, dw_hr_;
+};
+
+}  // namespace FUSED_RNN_LEVEL
+}  // namespace fused_rnn

@@ -1,0 +1,94 @@
+// What the stepwise path takes from PyTorch: matrix products and views, through the stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include <array>
+#include <vector>
+
+#include "operands.h"
+#include "steps.h"
+
+namespace fused_rnn {
+namespace cuda {
+
+inline std::int64_t element_bytes(torch::headeronly::ScalarType type) {
+  using torch::headeronly::ScalarType;
+  return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+}
+
+inline Tensor view(const Tensor& t, std::int64_t begin, std::array<std::int64_t, 2> sizes,
+                   std::array<std::int64_t, 2> strides) {
+  AtenTensorHandle handle = nullptr;
+  std::int64_t offset = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+      t.get(), 2, sizes.data(), strides.data(), offset + begin, &handle));
+  return Tensor(handle);
+}
+
+// `rows` rows of `columns` elements of a contiguous tensor, from row `begin` on.
+inline Tensor matrix(const Tensor& t, std::int64_t begin, std::int64_t rows, std::int64_t columns) {
+  return view(t, begin * columns, {rows, columns}, {columns, 1});
+}
+
+// Without the original's place in an autograd graph: an op may be called outside of one.
+inline Tensor matrix(const Tensor& t) { return matrix(t, 0, t.size(0), t.size(1)); }
+
+inline Tensor transposed(const Tensor& t) {
+  return view(t, 0, {t.size(1), t.size(0)}, {1, t.size(1)});
+}
+
+template <std::size_t kCount>
+Tensor call(const char* op, const char* overload, std::array<StableIValue, kCount> stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// out = a b. `out` may be of float where a and b are of a narrower type: the sums are not rounded
+// before the gates see them.
+inline void multiply(const Tensor& a, const Tensor& b, Tensor& out) {
+  using torch::stable::detail::from;
+  if (a.scalar_type() == out.scalar_type()) {
+    call<3>("aten::mm", "out", {from(a), from(b), from(out)});
+  } else if (a.is_cpu()) {  // the test bench: mm with a type of its own is cuBLAS's alone
+    const auto type = out.scalar_type();
+    const Tensor wide_a = torch::stable::to(a, type), wide_b = torch::stable::to(b, type);
+    call<3>("aten::mm", "out", {from(wide_a), from(wide_b), from(out)});
+  } else {
+    call<4>("aten::mm", "dtype_out", {from(a), from(b), from(out.scalar_type()), from(out)});
+  }
+}
+
+// out[j] = sum over rows of t[..][j], in a fixed order.
+inline void sum_rows(const Tensor& t, Tensor& out) {
+  const std::int64_t rows = 0;
+  torch::stable::sum_out(out, t, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
+}
+
+inline Tensor concatenated(const std::vector<Tensor>& pieces) {
+  using torch::stable::detail::from;
+  return call<2>("aten::cat", "", {from(pieces), from(std::int64_t{0})});
+}
+
+#if defined(FUSED_RNN_HOST_BENCH)
+struct DeviceGuard {
+  explicit DeviceGuard(const Tensor&) {}
+};
+inline Stream current_stream(const Tensor&) { return nullptr; }
+#else
+// Kernels are launched on the current device, which need not be the tensors'.
+struct DeviceGuard {
+  explicit DeviceGuard(const Tensor& t) : guard(t.get_device_index()) {}
+  torch::stable::accelerator::DeviceGuard guard;
+};
+inline Stream current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<Stream>(stream);
+}
+#endif
+
+}  // namespace cuda
+}  // namespace fused_rnn

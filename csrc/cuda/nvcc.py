@@ -1,0 +1,169 @@
+"""Compiles csrc/cuda/*.cu with nvcc: what setup.py and the check of the kernels' resources share.
+
+No kernel includes a torch header, so this needs nvcc alone: neither a GPU nor a CUDA build of
+torch, without which torch.utils.cpp_extension refuses to compile CUDA sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+INCLUDE = str(ROOT / "csrc")
+FLAGS = ("-std=c++17", "-O3", f"-I{INCLUDE}")
+WERROR = ("-Werror", "all-warnings")
+# -Wno-unused-parameter: nvcc's own stubs leave some unused.
+HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter")
+
+# Turing to Blackwell, each with its own code; the newest as PTX too, for what comes after it.
+DEFAULT_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+
+
+class CudaBuildError(RuntimeError):
+    """The kernels can't be compiled; the message says why."""
+
+
+class Architecture(NamedTuple):
+    """A GPU to compile for."""
+
+    number: str  # "90a" is compute capability 9.0 with the instructions of that one only
+    ptx: bool = False  # also as PTX, which later GPUs translate for themselves
+
+    def gencode(self) -> list[str]:
+        """Return nvcc's flags."""
+        virtual = f"arch=compute_{self.number}"
+        flags = ["-gencode", f"{virtual},code=sm_{self.number}"]
+        if self.ptx:
+            flags += ["-gencode", f"{virtual},code=compute_{self.number}"]
+        return flags
+
+
+class Toolkit(NamedTuple):
+    """An installed nvcc."""
+
+    nvcc: str
+    release: str  # "13.0"
+    numbers: frozenset[str]  # of the architectures it knows, without suffix
+
+
+def find_nvcc() -> str:
+    """Return the path of nvcc: of $CUDA_HOME where that is set, or else the one on the PATH."""
+    home = os.environ.get("CUDA_HOME")
+    found = shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
+    if found is None:
+        where = f"CUDA_HOME is {home!r}, where bin/nvcc" if home else "nvcc"
+        raise CudaBuildError(
+            f"the CUDA kernels need nvcc, and {where} was not found: install the CUDA toolkit "
+            "(12.0 or newer) and put nvcc on the PATH, or set CUDA_HOME."
+        )
+    return found
+
+
+def find_toolkit() -> Toolkit:
+    """Find nvcc and ask it what it can do."""
+    nvcc = find_nvcc()
+    version = _output([nvcc, "--version"])
+    release = re.search(r"release (\d+\.\d+)", version)
+    if release is None:
+        raise CudaBuildError(f"{nvcc} --version named no release: {version.strip()!r}")
+    numbers = re.findall(r"sm_(\d+)", _output([nvcc, "--list-gpu-code"]))
+    return Toolkit(nvcc, release[1], frozenset(numbers))
+
+
+def find_static_runtime(toolkit: Toolkit) -> Path:
+    """Return the path of the CUDA runtime's static library."""
+    plan = _output([toolkit.nvcc, "--dryrun", "-c", str(SOURCES[0])])
+    directories = re.findall(r'"-L([^"]+)"', plan)
+    for directory in directories:
+        library = Path(directory) / "libcudart_static.a"
+        if library.exists():
+            return library.resolve()
+    raise CudaBuildError(
+        f"libcudart_static.a, the CUDA runtime, was not found in {', '.join(directories)}: "
+        "install the toolkit's runtime library for developers."
+    )
+
+
+def architectures(wanted: str | None, toolkit: Toolkit) -> list[Architecture]:
+    """Read a list in TORCH_CUDA_ARCH_LIST's form, "8.0;9.0a+PTX"; None or "" give the default."""
+    if wanted is None or not wanted.strip():
+        known = [number for number in DEFAULT_ARCHITECTURES if number in toolkit.numbers]
+        return [Architecture(number, ptx=number == known[-1]) for number in known]
+    found: dict[str, Architecture] = {}
+    for item in re.split(r"[;,\s]+", wanted.strip(" ;,\t")):
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
+        if match is None:
+            raise CudaBuildError(
+                f"TORCH_CUDA_ARCH_LIST has {item!r}, which is no architecture: give numbers as in "
+                "'8.0;9.0a;12.0+PTX' (names such as 'Hopper' are not known here)."
+            )
+        major, minor, suffix, ptx = match.groups()
+        if major + minor not in toolkit.numbers:
+            known_ = ", ".join(f"{n[:-1]}.{n[-1]}" for n in sorted(toolkit.numbers, key=int))
+            raise CudaBuildError(
+                f"TORCH_CUDA_ARCH_LIST has {item!r}, which nvcc {toolkit.release} does not compile "
+                f"for: it knows {known_}."
+            )
+        number = major + minor + suffix
+        known_before = found.get(number, Architecture(number))
+        found[number] = Architecture(number, known_before.ptx or ptx is not None)
+    return list(found.values())
+
+
+def inputs(source: Path) -> list[Path]:
+    """Return every file that a kernel's source may include, and the source."""
+    csrc, cuda = ROOT / "csrc", ROOT / "csrc" / "cuda"
+    return [*sorted([*csrc.glob("*.h"), *cuda.glob("*.h"), *cuda.glob("*.cuh")]), source]
+
+
+def digest(command: Iterable[str], files: Iterable[Path]) -> str:
+    """Return what changes whenever the command or a file does."""
+    total = hashlib.sha256("\0".join(command).encode())
+    for path in files:
+        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+def compile_objects(directory: Path, *, werror: bool = False) -> list[Path]:
+    """Compile every kernel into ``directory`` unless nothing has changed; return the objects.
+
+    The architectures are those of TORCH_CUDA_ARCH_LIST, the jobs at most MAX_JOBS.
+    """
+    toolkit = find_toolkit()
+    targets = architectures(os.environ.get("TORCH_CUDA_ARCH_LIST"), toolkit)
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    host = ",".join((*HOST_FLAGS, "-Werror") if werror else HOST_FLAGS)
+    flags = [*FLAGS, "-Xcompiler", host, *(WERROR if werror else ())]
+    if "CXX" in os.environ:
+        flags += ["-ccbin", os.environ["CXX"].split()[0]]
+    for target in targets:
+        flags += target.gencode()
+    directory.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source in SOURCES:
+        command = [toolkit.nvcc, *flags, "-c", str(source)]
+        output = directory / f"{source.stem}.cuda.o"
+        record = output.with_suffix(".sha256")
+        state = digest([toolkit.release, *command], inputs(source))
+        if not (output.exists() and record.exists() and record.read_text() == state):
+            names = ", ".join(f"sm_{target.number}" for target in targets)
+            print(f"compiling {source.name} for {names}", flush=True)
+            _output([*command, "--threads", jobs, "-o", str(output)])
+            record.write_text(state)
+        objects.append(output)
+    return objects
+
+
+def _output(command: list[str]) -> str:
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode != 0:
+        raise CudaBuildError(f"nvcc failed: {' '.join(command)}\n{run.stdout}{run.stderr}".rstrip())
+    return run.stdout + run.stderr

@@ -1,0 +1,24 @@
+// The CUDA registration of the ops that csrc/ops.cpp defines: a module of its own, loaded only under
+// a PyTorch that has CUDA.
+#define Py_LIMITED_API 0x030A0000
+#define USE_CUDA
+#include "ops.h"
+
+#include <Python.h>
+
+#include "stepwise.h"
+
+namespace fused_rnn {
+namespace {
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) { implement_ops<cuda::Cuda>(m); }
+
+}  // namespace
+}  // namespace fused_rnn
+
+// Importing fused_rnn._C_cuda, after fused_rnn._C, loads this library.
+PyMODINIT_FUNC PyInit__C_cuda() {
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

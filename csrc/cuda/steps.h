@@ -1,0 +1,72 @@
+// What one fused gate kernel gets: one time step of one layer and direction, after its matrix
+// products. Plain structs, no torch, no CUDA.
+//
+// N, H, G, S (the tensors' type) and T (the arithmetic's) as in scan.h. N counts the sequences of
+// this step; they stand first in every array. All arrays are row-major and contiguous. None may
+// alias another, except where it says so.
+#pragma once
+
+#include "scan.h"
+
+namespace fused_rnn {
+namespace cuda {
+
+struct Step {
+  CellKind cell;
+  Dtype dtype;
+  std::int64_t N, H;
+  std::int64_t inner;   // sequences [inner, N) begin with this step, from their initial state
+  std::int64_t outer;   // sequences [outer, N) end with this step
+  const void* prev;     // (inner, H)  elementwise state before: LSTM c, of T; GRU h, of S; RNN null
+  const void* initial;  // (N, H)      c0 or h0, of S; RNN null
+};
+
+struct ForwardStep : Step {
+  void* gates;            // (N, G*H)  T  x W_ih^T; with `training` becomes the activated gates
+  const void* recurrent;  // (N, G*H)  T  h W_hh^T
+  const void* b_ih;       // (G*H,)    S  null: zero
+  const void* b_hh;       // (G*H,)    S  null: zero
+  void* c;                // (N, H)    T  LSTM: c', may be `prev`; null otherwise
+  void* a_nh;             // (N, H)    T  GRU in training: W_hn h + b_hn; null otherwise
+  void* h;                // (N, H)    S  h', before a projection
+  void* h_again;          // (N, H)    S  null, or h' once more; may be `prev`
+  void* h_n;              // (N, H)    S  null, or h' of the sequences that end
+  void* c_n;              // (N, H)    S  LSTM: c' of the sequences that end; null otherwise
+  bool training;
+};
+
+struct BackwardStep : Step {
+  const void* gates;      // (N, G*H)    T  activated, as forward left them
+  const void* extra;      // (N, H)      T  LSTM c', GRU a_nh, RNN null
+  const void* dh;         // (N, H)      T  h's whole gradient; null: the sum of the next three
+  const void* dy;         // (N, H)      S  null: zero
+  const void* recurrent;  // (outer, H)  T  what the later step's gates pass back
+  const void* dh_n;       // (N, H)      S  of the sequences that end; null: zero
+  const void* dc_n;       // (N, H)      S  likewise; null: zero
+  void* carry;            // (N, H)      T  gradient of the elementwise state: in of those that go
+                          //                on, out of all; RNN null
+  void* dgates_x;         // (N, G*H)    S  gradients of x W_ih^T
+  void* dgates_h;         // (N, G*H)    S  GRU: gradients of h W_hh^T; null where they are the same
+  void* h;                // (N, H)      S  null, or LSTM's h' before a projection, made again
+};
+
+// The whole gradient of h of one step, where a projection stands between it and the gates.
+struct HiddenStep {
+  Dtype dtype;
+  std::int64_t N, P;
+  std::int64_t outer;     // as in Step
+  const void* dy;         // (N, P)      S  null: zero
+  const void* recurrent;  // (outer, P)  T
+  const void* dh_n;       // (N, P)      S  of the sequences that end; null: zero
+  void* dh;               // (N, P)      S
+};
+
+using Stream = void*;  // a cudaStream_t
+
+// Throw std::runtime_error where the launch fails. No work where N == 0.
+void launch_forward_step(const ForwardStep& step, Stream stream);
+void launch_backward_step(const BackwardStep& step, Stream stream);
+void launch_hidden_step(const HiddenStep& step, Stream stream);
+
+}  // namespace cuda
+}  // namespace fused_rnn

@@ -1,0 +1,265 @@
+// The stepwise path: any T, N, H, type, ragged or not, with projections. The input product is made
+// once for all steps; then each step takes one matrix product and one fused gate kernel; dW, db and
+// dx are products over all steps afterwards. Products go through PyTorch's dispatcher (cuBLAS, its
+// TF32 setting and its workspaces), so nothing here waits for the device or knows a stream but the
+// current one.
+#pragma once
+
+#include "gemm.h"
+#include "operands.h"
+#define FUSED_RNN_LEVEL order
+#include "order.h"
+#undef FUSED_RNN_LEVEL
+#include "steps.h"
+
+namespace fused_rnn {
+namespace cuda {
+
+// One problem: what forward and backward share.
+class Stepwise {
+ public:
+  Stepwise(CellKind cell, const Operands& in, bool reverse)
+      : cell_(cell),
+        in_(in),
+        steps_(in.steps(), in.N, static_cast<const std::int64_t*>(read(in.batch_sizes)), reverse),
+        reverse_(reverse),
+        joins_(reverse && in.batch_sizes.has_value()),
+        rows_(steps_.total()),
+        columns_(in.w_hh.size(0)),
+        element_(element_bytes(in.x.scalar_type())),
+        real_(element_bytes(in.compute_type())),
+        stream_(current_stream(in.x)) {}
+
+  // Activated gates of all rows, then an LSTM's c or a GRU's a_nh.
+  std::int64_t saved_elements() const { return rows_ * (columns_ + (has_extra() ? in_.H : 0)); }
+
+  std::array<Tensor, 4> forward(bool training) {
+    const auto real = in_.compute_type();
+    const bool lstm = cell_ == CellKind::kLstm;
+    std::array<Tensor, 4> out{in_.empty(in_.y_shape()), in_.empty({in_.N, in_.R}),
+                              lstm ? in_.empty({in_.N, in_.H}) : in_.h0,
+                              in_.empty({training ? saved_elements() : 0}, real)};
+    if (in_.N == 0) {
+      return out;
+    }
+    const Tensor all = training ? out[3] : in_.empty({rows_ * columns_}, real);
+    Tensor gates = matrix(all, 0, rows_, columns_);
+    multiply(matrix(in_.x, 0, rows_, in_.I), transposed(in_.w_ih), gates);
+
+    const Tensor recurrent = in_.empty({in_.N, columns_}, real);
+    const Tensor c = lstm && !training ? in_.empty({in_.N, in_.H}, real) : gates;
+    const Tensor unprojected = in_.P > 0 ? in_.empty({in_.N, in_.H}) : gates;
+    // Where sequences join late, the product's rows lie in two arrays; here they stand together.
+    Tensor carried = joins_ ? in_.empty({in_.N, in_.R}) : in_.h0;
+    if (joins_) {
+      torch::stable::copy_(carried, matrix(in_.h0));
+    }
+    const Tensor w_hh = transposed(in_.w_hh);
+
+    ForwardStep s{};
+    s.b_ih = read(in_.b_ih), s.b_hh = read(in_.b_hh);
+    s.recurrent = recurrent.const_data_ptr();
+    s.training = training;
+    s.c_n = lstm ? write(out[2]) : nullptr;
+    for (std::int64_t k = 0; k < steps_.T; ++k) {
+      set_step(s, k);
+      const std::int64_t begin = steps_.begin(k), before = steps_.begin(k - 1);
+      const bool from_y = !joins_ && k > 0;
+      Tensor sums = matrix(recurrent, 0, s.N, columns_);
+      multiply(matrix(from_y ? out[0] : carried, from_y ? before : 0, s.N, in_.R), w_hh, sums);
+
+      s.gates = at(all, real_, begin * columns_);
+      void* const extra = training ? at(all, real_, rows_ * columns_ + begin * in_.H) : nullptr;
+      if (lstm) {
+        s.prev = training ? at(all, real_, rows_ * columns_ + before * in_.H) : c.data_ptr();
+        s.c = training ? extra : c.data_ptr();
+      } else {
+        s.prev = joins_ ? carried.data_ptr() : at(out[0], element_, before * in_.R);
+        s.a_nh = has_extra() ? extra : nullptr;
+      }
+      s.h = in_.P > 0 ? unprojected.data_ptr() : at(out[0], element_, begin * in_.R);
+      s.h_n = in_.P > 0 ? nullptr : out[1].data_ptr();
+      s.h_again = in_.P == 0 && joins_ ? carried.data_ptr() : nullptr;
+      launch_forward_step(s, stream_);
+      if (in_.P > 0) {
+        project(unprojected, s, begin, out[0], out[1], carried);
+      }
+    }
+    return out;
+  }
+
+  std::array<Tensor, 8> backward(const Incoming& given) {
+    std::array<Tensor, 8> out = given.room(in_);
+    if (in_.N == 0) {
+      for (Tensor& t : out) {
+        torch::stable::zero_(t);
+      }
+      return out;
+    }
+    const auto real = in_.compute_type();
+    const bool lstm = cell_ == CellKind::kLstm, gru = cell_ == CellKind::kGru;
+    const Tensor recurrent = in_.empty({in_.N, in_.R}, real);
+    const Tensor carry = in_.empty({has_extra() ? in_.N : 0, in_.H}, real);
+    const Tensor dgates_x = in_.empty({rows_, columns_});
+    const Tensor dgates_h = gru ? in_.empty({rows_, columns_}) : dgates_x;
+    const Tensor dprojected = in_.empty({in_.P > 0 ? rows_ : 0, in_.P});
+    const Tensor unprojected = in_.empty({in_.P > 0 ? rows_ : 0, in_.H});
+    Tensor dh = in_.empty({in_.P > 0 ? in_.N : 0, in_.H}, real);
+
+    const Tensor w_hh = matrix(in_.w_hh), w_hr = in_.P > 0 ? matrix(*in_.w_hr) : w_hh;
+
+    BackwardStep s{};
+    s.recurrent = recurrent.const_data_ptr();
+    s.dh_n = read(given.dh_n), s.dc_n = read(given.dc_n);
+    s.carry = has_extra() ? carry.data_ptr() : nullptr;
+    for (std::int64_t k = steps_.T - 1; k >= 0; --k) {
+      set_step(s, k);
+      const std::int64_t begin = steps_.begin(k), before = steps_.begin(k - 1);
+      s.dy = given.dy.has_value() ? at(*given.dy, element_, begin * in_.R) : nullptr;
+      if (in_.P > 0) {
+        launch_hidden_step({s.dtype, s.N, in_.P, s.outer, s.dy, s.recurrent, s.dh_n,
+                            at(dprojected, element_, begin * in_.P)},
+                           stream_);
+        Tensor unit = matrix(dh, 0, s.N, in_.H);
+        multiply(matrix(dprojected, begin, s.N, in_.P), w_hr, unit);
+        s.dh = dh.const_data_ptr();
+        s.h = at(unprojected, element_, begin * in_.H);
+      }
+      s.gates = at(given.saved, real_, begin * columns_);
+      if (has_extra()) {
+        const std::int64_t extra = rows_ * columns_;
+        s.extra = at(given.saved, real_, extra + begin * in_.H);
+        s.prev = lstm ? at(given.saved, real_, extra + before * in_.H)
+                      : at(given.y, element_, before * in_.H);
+      }
+      s.dgates_x = at(dgates_x, element_, begin * columns_);
+      s.dgates_h = gru ? at(dgates_h, element_, begin * columns_) : nullptr;
+      launch_backward_step(s, stream_);
+      Tensor passed = matrix(recurrent, 0, s.N, in_.R);
+      multiply(matrix(dgates_h, begin, s.N, columns_), w_hh, passed);
+    }
+    initial_gradients(recurrent, carry, out);
+    operand_gradients(given, dgates_x, dgates_h, dprojected, unprojected, out);
+    return out;
+  }
+
+ private:
+  bool has_extra() const { return cell_ == CellKind::kLstm || cell_ == CellKind::kGru; }
+
+  static void* at(const Tensor& t, std::int64_t bytes, std::int64_t element) {
+    return static_cast<char*>(t.data_ptr()) + element * bytes;
+  }
+
+  void set_step(Step& s, std::int64_t k) const {
+    s.cell = cell_;
+    s.dtype = checked_dtype(in_.x);
+    s.N = steps_.batch(k), s.H = in_.H;
+    s.inner = std::min(steps_.batch(k - 1), s.N);
+    s.outer = std::min(steps_.batch(k + 1), s.N);
+    s.initial = cell_ == CellKind::kLstm ? read(in_.c0) : in_.h0.const_data_ptr();
+  }
+
+  void project(const Tensor& unprojected, const ForwardStep& s, std::int64_t begin, const Tensor& y,
+               const Tensor& h_n, const Tensor& carried) const {
+    Tensor here = matrix(y, begin, s.N, in_.R);
+    multiply(matrix(unprojected, 0, s.N, in_.H), transposed(*in_.w_hr), here);
+    if (s.outer < s.N) {
+      Tensor last = matrix(h_n, s.outer, s.N - s.outer, in_.R);
+      torch::stable::copy_(last, matrix(y, begin + s.outer, s.N - s.outer, in_.R));
+    }
+    if (joins_) {
+      Tensor next = matrix(carried, 0, s.N, in_.R);
+      torch::stable::copy_(next, here);
+    }
+  }
+
+  // Every sequence's first step left its row of these behind, whenever that was.
+  void initial_gradients(const Tensor& recurrent, const Tensor& carry,
+                         std::array<Tensor, 8>& out) const {
+    if (out[1].numel() > 0) {
+      // The stable ABI has a difference of tensors, but no sum.
+      const bool both = cell_ == CellKind::kGru;
+      torch::stable::copy_(out[1],
+                           both ? torch::stable::subtract(recurrent, carry, -1.0) : recurrent);
+    }
+    if (out[2].numel() > 0) {
+      torch::stable::copy_(out[2], carry);
+    }
+  }
+
+  void operand_gradients(const Incoming& given, const Tensor& dgates_x, const Tensor& dgates_h,
+                         const Tensor& dprojected, const Tensor& unprojected,
+                         std::array<Tensor, 8>& out) const {
+    if (out[0].numel() > 0) {
+      Tensor dx = matrix(out[0], 0, rows_, in_.I);
+      multiply(dgates_x, matrix(in_.w_ih), dx);
+    }
+    if (out[3].numel() > 0) {
+      multiply(transposed(dgates_x), matrix(in_.x, 0, rows_, in_.I), out[3]);
+    }
+    if (out[4].numel() > 0) {
+      multiply(transposed(dgates_h), hidden_before(given.y), out[4]);
+    }
+    if (out[5].numel() > 0) {
+      sum_rows(dgates_x, out[5]);
+    }
+    if (out[6].numel() > 0) {
+      sum_rows(dgates_h, out[6]);
+    }
+    if (out[7].numel() > 0) {
+      multiply(transposed(dprojected), unprojected, out[7]);
+    }
+  }
+
+  // (rows, R): h of the step before each row's.
+  Tensor hidden_before(const Tensor& y) const {
+    std::vector<Tensor> pieces;
+    const auto append = [&](const Tensor& t, std::int64_t begin, std::int64_t n) {
+      if (n > 0) {
+        pieces.push_back(matrix(t, begin, n, in_.R));
+      }
+    };
+    if (!in_.batch_sizes.has_value()) {
+      const std::int64_t later = rows_ - in_.N;
+      append(in_.h0, 0, reverse_ ? 0 : in_.N);
+      append(y, reverse_ ? in_.N : 0, later);
+      append(in_.h0, 0, reverse_ ? in_.N : 0);
+    } else {
+      for (std::int64_t t = 0; t < steps_.T; ++t) {
+        const std::int64_t k = reverse_ ? steps_.T - 1 - t : t, n = steps_.batch(k);
+        const std::int64_t inner = std::min(steps_.batch(k - 1), n);
+        append(y, steps_.begin(k - 1), inner);
+        append(in_.h0, inner, n - inner);
+      }
+    }
+    return pieces.size() == 1 ? pieces[0] : concatenated(pieces);
+  }
+
+  const CellKind cell_;
+  const Operands& in_;
+  const order::Steps steps_;
+  const bool reverse_;
+  const bool joins_;  // sequences begin at different steps
+  const std::int64_t rows_, columns_;
+  const std::int64_t element_, real_;  // bytes of the tensors' and the arithmetic's type
+  const Stream stream_;
+};
+
+struct Cuda {
+  static std::array<Tensor, 4> forward(CellKind cell, const Operands& in, bool reverse,
+                                       bool training) {
+    const DeviceGuard guard(in.x);
+    return Stepwise(cell, in, reverse).forward(training);
+  }
+
+  static std::array<Tensor, 8> backward(CellKind cell, const Operands& in, bool reverse,
+                                        const Incoming& given) {
+    const DeviceGuard guard(in.x);
+    Stepwise problem(cell, in, reverse);
+    in.check_saved(given.saved, problem.saved_elements());
+    return problem.backward(given);
+  }
+};
+
+}  // namespace cuda
+}  // namespace fused_rnn
