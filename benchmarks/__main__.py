@@ -11,21 +11,27 @@ from contextlib import closing
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import machine
+from . import machine, machine_cuda
 from .bar import judge
 from .cases import Case, all_cases, choose
+from .cases_cuda import cuda_cases, grid_cases
 from .harness import Harness
+from .kernels import measure_kernels
 from .memory import PeakMemory
+from .memory_cuda import CudaMemory
 from .peers import Settings
 from .plots import plot
 from .progress import Progress
 from .report import Run, render, write_json
+from .report_cuda import judge_cuda, render_cuda
 from .timing import CLOCKS
 
-_SECONDS, _QUICK_SECONDS = 3.0, 0.6  # of samples per case
+_RESULTS = Path(__file__).parent / "results"
+_SECONDS, _GPU_SECONDS, _QUICK_SECONDS = 3.0, 1.0, 0.6  # of samples per case
 _RATE_SECONDS, _QUICK_RATE_SECONDS = 0.1, 0.03  # per shape of the sgemm rate
 
 
@@ -33,8 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 where a peer computed something wrong."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    on_gpu = (options.device or ("cpu" if _no_kernels_for_cuda() else "cuda")) == "cuda"
+    if on_gpu and not options.list and (reason := _no_kernels_for_cuda()):
+        parser.error(f"--device cuda: {reason}")
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    table = all_cases() if not on_gpu else grid_cases() if options.grid else cuda_cases()
     try:
-        cases = choose(all_cases(), options.filter, options.quick)
+        cases = choose(table, options.filter, options.quick)
     except re.error as error:
         parser.error(f"--filter {options.filter!r} is no regular expression: {error}")
     if not cases:
@@ -46,14 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--plot needs matplotlib, which is not installed")
     torch.set_num_threads(options.threads)
     settings = Settings(
-        device=torch.device(options.device),
+        device=device,
         threads=options.threads,
         quick=options.quick,
         wait_seconds=options.wait,
-        seconds=options.seconds or (_QUICK_SECONDS if options.quick else _SECONDS),
+        seconds=options.seconds
+        or (_QUICK_SECONDS if options.quick else _GPU_SECONDS if on_gpu else _SECONDS),
     )
     run, interrupted = _measure(cases, settings, options.filter)
-    print(render(run, colour=sys.stdout.isatty()))
+    print((render_cuda if on_gpu else render)(run, colour=sys.stdout.isatty()))
+    if on_gpu and not options.json and not options.filter:
+        options.json = _RESULTS / f"{machine_cuda.file_name(device)}.json"
     if options.json:
         write_json(run, options.json)
     if options.plot:
@@ -63,11 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(result.failure for result in run.results) else 0
 
 
+def _no_kernels_for_cuda() -> str | None:
+    """Return None, or why there is nothing of ours to measure on a GPU."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    try:
+        from fused_rnn.backends import native
+    except ImportError as error:
+        return f"fused_rnn cannot be imported: {error}"
+    return native.cuda_missing()
+
+
 def _measure(cases: Sequence[Case], settings: Settings, pattern: str | None) -> tuple[Run, bool]:
     """Measure the cases; an interrupt keeps those that are done."""
     start, interrupted = time.perf_counter(), False
+    on_gpu = settings.device.type == "cuda"
     run = Run(
-        machine=machine.describe(),
+        machine=_machine(settings.device),
         versions=machine.versions(),
         commit=machine.commit(),
         settings={
@@ -78,13 +104,16 @@ def _measure(cases: Sequence[Case], settings: Settings, pattern: str | None) -> 
             "seconds_per_case": settings.seconds,
             "wait_seconds": settings.wait_seconds,
             "compile_seconds": settings.compile_seconds,
-            "peak_memory": "growth of the resident set's high-water mark in a fresh process",
+            "peak_memory": "growth of torch's allocator's peak"
+            if on_gpu
+            else "growth of the resident set's high-water mark in a fresh process",
         },
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     rate_seconds = _QUICK_RATE_SECONDS if settings.quick else _RATE_SECONDS
-    run.rates["start"] = machine.measure_rates(rate_seconds)
-    with closing(PeakMemory(settings.threads)) as memory, closing(Progress(len(cases))) as progress:
+    run.rates["start"] = _rates(settings.device, rate_seconds)
+    footprint = CudaMemory(settings.device) if on_gpu else PeakMemory(settings.threads)
+    with closing(footprint) as memory, closing(Progress(len(cases))) as progress:
         harness = Harness(settings, memory)
         try:
             for case in cases:
@@ -94,10 +123,25 @@ def _measure(cases: Sequence[Case], settings: Settings, pattern: str | None) -> 
             interrupted = True
         if memory.unavailable:
             run.settings["peak_memory"] = f"not measured: {memory.unavailable}"
-    run.rates["end"] = machine.measure_rates(rate_seconds)
-    run.verdicts = judge(run.results, run.sgemm_gflops)
+    run.rates["end"] = _rates(settings.device, rate_seconds)
+    if on_gpu:
+        run.kernels = list(measure_kernels(settings.device, run.copy_gbytes))
+        run.verdicts = judge_cuda(run.results, run.kernels)
+    else:
+        run.verdicts = judge(run.results, run.sgemm_gflops)
     run.seconds = round(time.perf_counter() - start, 1)
     return run, interrupted
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    gpu = {"gpu": machine_cuda.describe_gpu(device)} if device.type == "cuda" else {}
+    return machine.describe() | gpu
+
+
+def _rates(device: torch.device, seconds: float) -> dict[str, Any]:
+    if device.type == "cuda":
+        return machine_cuda.measure_gpu_rates(device, seconds)
+    return machine.measure_rates(seconds)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,9 +155,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the speed-ups")
     parser.add_argument("--threads", type=_positive(int), default=2, help="default: 2")
-    parser.add_argument("--device", choices=sorted(CLOCKS), default="cpu", help="default: cpu")
     parser.add_argument(
-        "--seconds", type=_positive(float), help=f"of samples per case; default: {_SECONDS:g}"
+        "--device", choices=sorted(CLOCKS), help="default: cuda where there are kernels for it"
+    )
+    parser.add_argument("--grid", action="store_true", help="every size, on a GPU: an hour")
+    parser.add_argument(
+        "--seconds",
+        type=_positive(float),
+        help=f"of samples per case; default: {_SECONDS:g}, or {_GPU_SECONDS:g} on a GPU",
     )
     parser.add_argument(
         "--wait",

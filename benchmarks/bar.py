@@ -59,7 +59,7 @@ def judge(results: Sequence[CaseResult], sgemm_gflops: float) -> list[Verdict]:
         over: str = BASELINE,
     ) -> Verdict:
         chosen = _choose(timed, cells, kinds)
-        return _verdict(title, chosen, lambda result: result.speedup(over), geomean, worst)
+        return verdict_of(title, chosen, lambda result: result.speedup(over), geomean, worst)
 
     calls = "cell-nograd cell-grad"
     return [
@@ -103,7 +103,7 @@ def _choose(results: Sequence[CaseResult], cells: str, kinds: str) -> list[CaseR
     ]
 
 
-def _verdict(
+def verdict_of(
     title: str,
     results: Sequence[CaseResult],
     figure: Callable[[CaseResult], float | None],
@@ -113,6 +113,7 @@ def _verdict(
     at_most: bool = False,
     mean: bool = True,
 ) -> Verdict:
+    """Return a row of the bar: the mean and the worst figure of some results."""
     figures = [(value, r.case.id) for r in results if (value := figure(r)) is not None]
     if not figures:
         return Verdict(title, 0, None, geomean_bar, None, worst_bar, None, unit, at_most)
@@ -132,7 +133,7 @@ def _of_sgemm(results: Sequence[CaseResult], sgemm_gflops: float) -> Verdict:
         if result.case.shape.N >= 16 and result.case.shape.H >= 512
     ]
     title = "inference, of the sgemm rate, N >= 16, H >= 512"
-    return _verdict(title, large, fraction, worst_bar=0.75, unit="%")
+    return verdict_of(title, large, fraction, worst_bar=0.75, unit="%")
 
 
 def _memory(
@@ -147,7 +148,7 @@ def _memory(
 
     chosen = _choose(results, "lstm gru rnn", kinds)
     title = f"peak memory of {title}, of torch.nn's"
-    return _verdict(title, chosen, ratio, worst_bar=bar, unit="%", at_most=True, mean=False)
+    return verdict_of(title, chosen, ratio, worst_bar=bar, unit="%", at_most=True, mean=False)
 
 
 def _accuracy(results: Sequence[CaseResult]) -> tuple[Verdict, Verdict]:
@@ -164,8 +165,8 @@ def _accuracy(results: Sequence[CaseResult]) -> tuple[Verdict, Verdict]:
         return pair[0] / max(pair[1], _EPSILON) if pair else None
 
     return (
-        _verdict("error against float64, where torch.nn's is within 2e-6", results,
+        verdict_of("error against float64, where torch.nn's is within 2e-6", results,
                  where_torch_is_good, worst_bar=_ERROR_BAR, unit="e", at_most=True, mean=False),
-        _verdict("error against float64, over torch.nn's (or epsilon)", results,
+        verdict_of("error against float64, over torch.nn's (or epsilon)", results,
                  ratio, worst_bar=2.0, at_most=True, mean=False),
     )  # fmt: skip

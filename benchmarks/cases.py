@@ -26,7 +26,13 @@ KINDS = {
     "cell-training": "single cell call and its backward",
 }
 
-_ITEMSIZE = 4  # every case is float32
+#: What tensors are stored in; tf32 is float32 with rounded operands of matrix products.
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,16 @@ class Case:
     kind: str
     shape: Shape
     quick: bool = False  # measured under --quick too
+    dtype: str = "fp32"  # a key of DTYPES
 
     @property
     def id(self) -> str:
-        return f"{self.cell}-{self.kind}-{self.shape}"
+        return f"{self.cell}-{self.kind}-{self.label}"
+
+    @property
+    def label(self) -> str:
+        """The shape, and the dtype where it is not float32."""
+        return str(self.shape) + (f"-{self.dtype}" if self.dtype != "fp32" else "")
 
     @property
     def ragged(self) -> bool:
@@ -127,7 +139,7 @@ class Case:
         total = x + y + weights
         if self.backward:
             total += (x + y + weights) + (x + y + weights)
-        return total * _ITEMSIZE
+        return total * DTYPES[self.dtype].itemsize
 
 
 _BI = Shape(100, 16, 256, 256, layers=2, bidirectional=True)

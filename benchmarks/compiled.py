@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ class CompileTimeoutError(Exception):
     """Compilation took longer than it was given."""
 
 
-def missing_compiler() -> str | None:
-    """Return None, or why ``torch.compile`` cannot generate code on this machine."""
+def missing_compiler(device: torch.device) -> str | None:
+    """Return None, or why ``torch.compile`` cannot generate code for this device."""
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "torch.compile needs Triton"
     if any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         return None
     return "torch.compile needs a C++ compiler"
@@ -31,7 +34,7 @@ def loop_of(work: Work) -> tuple[Callable[..., Any], list[Tensor]]:
     if work.case.single_cell:
         return work.module, list(work.module.parameters())
     s, parameters = work.case.shape, list(work.module.parameters())
-    cell = getattr(nn, type(work.module).__name__ + "Cell")(s.I, s.H).to(parameters[0].device)
+    cell = getattr(nn, type(work.module).__name__ + "Cell")(s.I, s.H).to(parameters[0])
     with torch.no_grad():
         for own, given in zip(cell.parameters(), parameters, strict=True):
             own.copy_(given)

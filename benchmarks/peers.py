@@ -43,15 +43,19 @@ class Prepared:
         call: What is timed.
         named: Turns what ``call`` returned into tensors named as :meth:`Work.named` names them.
         notes: What the report says besides, such as seconds of compilation.
+        same_problem: Whether its answer can be compared number by number.
     """
 
     call: Callable[[], Any]
     named: Callable[[Any], dict[str, Tensor]]
     notes: dict[str, Any] = field(default_factory=dict)
+    same_problem: bool = True  # False: its numbers are rounded otherwise, and not compared
 
 
 class Peer(Protocol):
     name: str
+    # Another library's: where it fails or computes something else, it is left out of the case.
+    foreign: bool
 
     def refuses(self, case: Case, settings: Settings) -> str | None:
         """Return None, or why this peer does not run this case."""
@@ -64,6 +68,7 @@ class TorchNN:
     """The baseline: torch.nn's own module."""
 
     name = BASELINE
+    foreign = False
 
     def refuses(self, case: Case, settings: Settings) -> str | None:
         return None
@@ -76,6 +81,7 @@ class FusedRNN:
     """This library."""
 
     name = OURS
+    foreign = False
 
     def refuses(self, case: Case, settings: Settings) -> str | None:
         try:
@@ -105,6 +111,7 @@ class OnnxRuntime:
     """onnxruntime's CPU kernels on a graph built by hand, as an exported model would run."""
 
     name = "onnxruntime"
+    foreign = False
 
     def refuses(self, case: Case, settings: Settings) -> str | None:
         if case.single_cell:
@@ -134,6 +141,7 @@ class CompiledLoop:
     """
 
     name = "compiled loop"
+    foreign = False
     max_steps: ClassVar = {"inference": 50, "training": 20}
     max_seconds = 60.0  # of compilation per case
 
@@ -153,7 +161,7 @@ class CompiledLoop:
             return "the run's time for compilation is spent"
         from .compiled import missing_compiler
 
-        return missing_compiler()
+        return missing_compiler(settings.device)
 
     def prepare(self, work: Work, settings: Settings) -> Prepared:
         from .compiled import CompileTimeoutError, compiled, first_call, loop_of

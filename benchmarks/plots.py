@@ -50,11 +50,13 @@ def plot(run: Run, path: Path) -> None:
         _draw(axis, *panel)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    threads = run.settings["threads"]
+    if "gpu" in run.machine:
+        what, where = "", run.machine["gpu"]["name"]
+    else:
+        what = f", float32, {run.settings['threads']} threads"
+        where = f"{run.machine['cpu']}, {run.machine['torch_simd']}"
     figure.suptitle(
-        f"{OURS} against {BASELINE}, float32, {threads} threads\n"
-        f"{run.machine['cpu']}, {run.machine['torch_simd']}, torch {run.versions['torch']}",
-        fontsize=12,
+        f"{OURS} against {BASELINE}{what}\n{where}, torch {run.versions['torch']}", fontsize=12
     )
     entries = {
         label: handle
@@ -112,4 +114,4 @@ def _draw(axis: Axes, title: str, group: Sequence[CaseResult]) -> None:
 def _label(result: CaseResult, several_kinds: bool) -> str:
     case = result.case
     kind = f" {case.kind.split('-')[-1]}" if several_kinds and case.kind in KINDS else ""
-    return f"{case.cell}{kind} {case.shape}"
+    return f"{case.cell}{kind} {case.label}"

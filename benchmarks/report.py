@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 from .bar import Verdict, geometric_mean
 from .cases import KINDS
 from .harness import CaseResult, PeerResult
+from .kernels import KernelResult
 from .peers import BASELINE, OURS, PEERS
+from .text import BOLD, RED, Paint, bar_table, duration, ratio, skips
 
 _SCHEMA = 1
-_RED, _GREEN, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[1m", "\033[0m"
 
 
 @dataclass
@@ -31,11 +31,17 @@ class Run:
     verdicts: list[Verdict] = field(default_factory=list)
     created: str = ""
     seconds: float = 0.0
+    kernels: list[KernelResult] = field(default_factory=list)  # GPU only
 
     @property
     def sgemm_gflops(self) -> float:
         """The better of the rates at the start and at the end: the stricter yardstick."""
         return max(rates["sgemm_gflops"] for rates in self.rates.values())
+
+    def matmul_gflops(self, dtype: str) -> float:
+        """Return the rate of matrix products of a dtype, as for sgemm."""
+        rates = (r.get("matmul_gflops", {}).get(dtype) for r in self.rates.values())
+        return max((rate for rate in rates if rate), default=self.sgemm_gflops)
 
     @property
     def copy_gbytes(self) -> float:
@@ -62,6 +68,7 @@ def write_json(run: Run, path: Path) -> None:
         "settings": run.settings,
         "rates": run.rates,
         "bar": [asdict(verdict) | {"met": verdict.met} for verdict in run.verdicts],
+        **({"kernels": [asdict(kernel) for kernel in run.kernels]} if run.kernels else {}),
         "cases": [_case_json(result, run) for result in run.ordered],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +81,7 @@ def _case_json(result: CaseResult, run: Run) -> dict[str, Any]:
         "id": case.id,
         "cell": case.cell,
         "kind": case.kind,
+        "dtype": case.dtype,
         "shape": asdict(case.shape),
         "tokens": case.tokens,
         "flops": case.flops,
@@ -92,32 +100,26 @@ def _peer_json(peer: PeerResult, result: CaseResult, run: Run) -> dict[str, Any]
         gflops = case.flops / seconds / 1e9
         found |= peer.timing.as_dict() | {
             "gflops": gflops,
-            "sgemm_fraction": gflops / run.sgemm_gflops,
+            "sgemm_fraction": gflops / run.matmul_gflops(case.dtype),
             "copy_fraction": case.compulsory_bytes / seconds / 1e9 / run.copy_gbytes,
         }
+    if peer.activation_bytes is not None:
+        found["activation_bytes"] = peer.activation_bytes
     return found | {"error": peer.error, "peak_bytes": peer.peak_bytes, "notes": peer.notes}
 
 
 def render(run: Run, colour: bool = False) -> str:
     """Return the report as text: machine, cases by kind, the bar, and who wins where."""
-    paint = _Paint(colour)
+    paint = Paint(colour)
     lines = [*_heading(run), ""]
     for kind, title in KINDS.items():
         group = [result for result in run.ordered if result.case.kind == kind]
         if group:
-            lines += [paint(title, _BOLD), _COLUMNS, *(_row(r, run, paint) for r in group)]
+            lines += [paint(title, BOLD), _COLUMNS, *(_row(r, run, paint) for r in group)]
             lines += [_group_mean(group), ""]
-    lines += [_LEGEND, "", *_bar_table(run.verdicts, paint), ""]
-    lines += [*_glance(run, paint), *_skips(run)]
+    lines += [_LEGEND, "", *bar_table(run.verdicts, paint), ""]
+    lines += [*_glance(run, paint), *skips(run.results)]
     return "\n".join(lines)
-
-
-class _Paint:
-    def __init__(self, colour: bool) -> None:
-        self._colour = colour
-
-    def __call__(self, text: str, code: str) -> str:
-        return f"{code}{text}{_PLAIN}" if self._colour else text
 
 
 _COLUMNS = (
@@ -159,15 +161,15 @@ def _heading(run: Run) -> list[str]:
     return lines
 
 
-def _row(result: CaseResult, run: Run, paint: _Paint) -> str:
+def _row(result: CaseResult, run: Run, paint: Paint) -> str:
     case = result.case
     label = f"  {case.cell + ' ' + str(case.shape):<28}"
     if result.failure:
-        return label + paint(f"FAILED: {result.failure}", _RED)
+        return label + paint(f"FAILED: {result.failure}", RED)
     ours = result.peers[OURS]
     text = label + _timed(result.peers[BASELINE]) + " " + _timed(ours)
     for name, width in ((BASELINE, 10), ("onnxruntime", 9), ("compiled loop", 9)):
-        text += _ratio(result.speedup(name), width, paint)
+        text += ratio(result.speedup(name), width, paint)
     if ours.timing is None:
         return text
     gflops = case.flops / ours.timing.median_s / 1e9
@@ -179,66 +181,25 @@ def _row(result: CaseResult, run: Run, paint: _Paint) -> str:
     backend = ours.notes.get("backend", "native")
     if backend != "native":
         text += f"  ran on {backend}"
-    return text + (paint("  disturbed", _RED) if result.disturbed else "")
+    return text + (paint("  disturbed", RED) if result.disturbed else "")
 
 
 def _timed(peer: PeerResult) -> str:
     if peer.timing is None:
         return f"{'-':>9}{'':>5}"
-    return f"{_duration(peer.timing.median_s):>9}{peer.timing.spread:>5.0%}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e3)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
-
-
-def _ratio(value: float | None, width: int, paint: _Paint) -> str:
-    if value is None:
-        return f"{'-':>{width - 2}}  "
-    text = f"{value:#.3g}x{'<' if value < 1 else ' '}"
-    return " " * (width - len(text)) + paint(text, _RED if value < 1 else _GREEN)
+    return f"{duration(peer.timing.median_s):>9}{peer.timing.spread:>5.0%}"
 
 
 def _group_mean(group: Sequence[CaseResult]) -> str:
     text = f"  {'geometric mean':<57}"
     for name, width in ((BASELINE, 10), ("onnxruntime", 9), ("compiled loop", 9)):
         mean = geometric_mean(value for r in group if (value := r.speedup(name)) is not None)
-        text += _ratio(mean, width, _Paint(False))
+        text += ratio(mean, width, Paint(False))
     return text.rstrip()
 
 
-def _bar_table(verdicts: Sequence[Verdict], paint: _Paint) -> list[str]:
-    lines = [
-        paint("The bar", _BOLD),
-        f"  {'':<56}{'cases':>6}{'geomean':>9}{'asked':>9}{'worst':>9}{'asked':>9}  verdict",
-    ]
-    for v in verdicts:
-        met, text = v.met, "-"
-        if v.cases == 0:
-            text = "not measured"
-        elif met is not None:
-            text = paint("met", _GREEN) if met else paint("NOT MET", _RED)
-        if v.worst_case and v.cases > 1:
-            text += f"  (worst: {v.worst_case})"
-        lines.append(
-            f"  {v.title:<56}{v.cases:>6}{_figure(v.geomean, v.unit):>9}"
-            f"{_figure(v.geomean_bar, v.unit):>9}{_figure(v.worst, v.unit):>9}"
-            f"{_figure(v.worst_bar, v.unit):>9}  {text}"
-        )
-    return lines
-
-
-def _figure(value: float | None, unit: str) -> str:
-    if value is None:
-        return "-"
-    return {"x": f"{value:#.3g}x", "%": f"{value:.1%}", "e": f"{value:.1e}"}[unit]
-
-
-def _glance(run: Run, paint: _Paint) -> list[str]:
-    lines = [paint("At a glance", _BOLD)]
+def _glance(run: Run, paint: Paint) -> list[str]:
+    lines = [paint("At a glance", BOLD)]
     for name in (peer.name for peer in PEERS if peer.name != OURS):
         ratios = {r.case.id: value for r in run.ordered if (value := r.speedup(name))}
         if not ratios:
@@ -250,35 +211,10 @@ def _glance(run: Run, paint: _Paint) -> list[str]:
             f"{geometric_mean(ratios.values()):#.3g}x in the geometric mean"
         )
         lines += [
-            paint(f"    loses {case}  {value:#.3g}x", _RED)
+            paint(f"    loses {case}  {value:#.3g}x", RED)
             for case, value in sorted(losses.items(), key=lambda item: item[1])
         ]
     failed = [result.case.id for result in run.ordered if result.failure]
     if failed:
-        lines.append(paint(f"  FAILED: {', '.join(failed)}", _RED))
-    return lines
-
-
-def _skips(run: Run) -> list[str]:
-    reasons = Counter(
-        (name, peer.skipped)
-        for result in run.results
-        for name, peer in result.peers.items()
-        if peer.skipped
-    )
-    lines = [
-        f"  {name} not timed in {count} cases: {reason}"
-        for (name, reason), count in sorted(reasons.items())
-    ]
-    compilations = [
-        peer.notes["compile_s"]
-        for result in run.results
-        for peer in result.peers.values()
-        if "compile_s" in peer.notes
-    ]
-    if compilations:
-        lines.append(
-            f"  compilation, in no figure above: {sum(compilations):.0f} s in {len(compilations)} "
-            f"cases, {max(compilations):.0f} s at most"
-        )
+        lines.append(paint(f"  FAILED: {', '.join(failed)}", RED))
     return lines

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from .cases import Case
+from .cases import DTYPES, Case
 
 _LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
@@ -77,10 +77,10 @@ class Work:
 def build(case: Case, device: torch.device) -> Work:
     """Build a case's module and inputs; the same case gives the same numbers in every run."""
     torch.manual_seed(0)
-    module = _construct(case, nn).to(device)
+    module = _construct(case, nn).to(device, DTYPES[case.dtype])
     s = case.shape
-    padded = torch.randn((s.N, s.I) if case.single_cell else (s.T, s.N, s.I)).to(device)
-    return _build(case, module, padded)
+    padded = torch.randn((s.N, s.I) if case.single_cell else (s.T, s.N, s.I), device=device)
+    return _build(case, module, padded.to(DTYPES[case.dtype]))
 
 
 def _construct(case: Case, library: Any) -> nn.Module:
@@ -93,11 +93,12 @@ def _construct(case: Case, library: Any) -> nn.Module:
 def _build(case: Case, module: nn.Module, padded: Tensor) -> Work:
     module.train(case.backward)
     s, like = case.shape, {"dtype": padded.dtype, "device": padded.device}
-    # float32 numbers whatever the dtype: the oracle's problem is the same problem.
-    draw = torch.Generator().manual_seed(1)
+    # The case's numbers whatever the dtype: the oracle's problem is the same problem.
+    draw = torch.Generator(padded.device).manual_seed(1)
 
     def random(*size: int) -> Tensor:
-        return torch.randn(size, generator=draw).to(**like)
+        drawn = torch.randn(size, generator=draw, device=padded.device)
+        return drawn.to(DTYPES[case.dtype]).to(**like)
 
     x, states, upstream = padded.detach(), (), (random(case.tokens, s.H * s.directions),)
     arguments: tuple[Any, ...]

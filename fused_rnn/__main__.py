@@ -84,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _installation() -> dict[str, dict[str, str | None]]:
     """Return what is installed, by section; None where something is missing or not set."""
     devices = {"cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"}
-    for i in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(i)
-        devices[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, sm_{major}{minor}"
+    for gpu in _gpus():
+        major, minor = torch.cuda.get_device_capability(gpu)
+        devices[gpu] = f"{torch.cuda.get_device_name(gpu)}, sm_{major}{minor}"
     return {
         "versions": {
             "fused_rnn": fused_rnn.__version__,
@@ -96,8 +96,9 @@ def _installation() -> dict[str, dict[str, str | None]]:
             "system": platform.platform(),
         },
         "compiled": {
-            "native module": _native_file(),
+            "native module": _file("fused_rnn._C"),
             "SIMD level": _simd_level(),
+            "CUDA module": native.cuda_missing() or _file("fused_rnn._C_cuda"),
             "torch's CUDA": torch.version.cuda,
         },
         "devices": devices,
@@ -126,8 +127,12 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _native_file() -> str | None:
-    spec = util.find_spec("fused_rnn._C")
+def _gpus() -> list[str]:
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+def _file(module: str) -> str | None:
+    spec = util.find_spec(module)
     return None if spec is None else spec.origin
 
 
@@ -140,6 +145,8 @@ def _problems(checks: list[Check]) -> Iterator[str]:
     if all(b.available() for b in kernels):
         reasons = "; ".join(f"{b.name}: {b.available()}" for b in kernels)
         yield f"no backend with kernels can run, so torch.nn's own code runs ({reasons})"
+    elif native in kernels and _gpus() and native.cuda_missing():
+        yield f"torch.nn's own code runs on {', '.join(_gpus())}: {native.cuda_missing()}"
     chosen = os.environ.get("FUSED_RNN_BACKEND")
     if chosen and chosen not in {*BACKENDS, TORCH}:
         yield f"FUSED_RNN_BACKEND is {chosen!r}, which is not a backend"
@@ -154,7 +161,7 @@ def _problems(checks: list[Check]) -> Iterator[str]:
 
 
 def _checks() -> Iterator[Check]:
-    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    devices = ["cpu", *_gpus()]
     for backend in BACKENDS.values():
         if backend.available() is None:
             for device in devices:
@@ -228,7 +235,8 @@ def _run(
     backend: Backend, problem: Problem, inputs: Inputs
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
     leaves = [t for t in inputs if t is not None]
-    threads = torch.get_num_threads()
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # some containers switch TF32 on
     if backend is reference:
         # Its operations are too small to share: where cores are busy, threads that wait for each
         # other take a hundred times as long.
@@ -239,6 +247,7 @@ def _run(
         return outputs, torch.autograd.grad(outputs, leaves, directions)
     finally:
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 def _error(got: Sequence[Tensor], exact: Sequence[Tensor]) -> float:

@@ -125,8 +125,15 @@ def _backward(
         return (None,) * len(needs)
     tensors = ctx.saved_tensors
     inputs, y, saved = Inputs(*tensors[:8]), tensors[8], tensors[9:]
-    if torch.is_grad_enabled() or transforms.active() not in (None, transforms.AUTOCAST):
+    active = transforms.active()
+    if torch.is_grad_enabled() or active not in (None, transforms.AUTOCAST):
         backend = reference
     # Gradients of sums and of slices come expanded or strided; kernels take them dense.
     dy, dh_n, dc_n = (d if d is None else d.contiguous() for d in (dy, dh_n, dc_n))
-    return backend.backward(cell, inputs, batch_sizes, reverse, y, saved, dy, dh_n, dc_n, needs)
+    rest = y, saved, dy, dh_n, dc_n, needs
+    if active != transforms.AUTOCAST:
+        return backend.backward(cell, inputs, batch_sizes, reverse, *rest)
+    # The forward ran without autocast, or torch would have run it: its matrix products must not
+    # be recast either where backward() is called inside an autocast block.
+    with torch.autocast(y.device.type, enabled=False):
+        return backend.backward(cell, inputs, batch_sizes, reverse, *rest)

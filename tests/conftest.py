@@ -8,7 +8,7 @@ import pytest
 import torch
 from operands import RAGGED, SHAPES, SMALL, SMALL_RAGGED, Shape
 
-from fused_rnn.backends import BACKENDS, reference
+from fused_rnn.backends import BACKENDS, native, reference
 from fused_rnn.cells import CELLS
 
 
@@ -27,9 +27,41 @@ TOLERANCES = {
     torch.bfloat16: Tolerance(2e-2, 5e-2),
 }
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# Why nothing can be tested on a GPU here, or None.
+NO_CUDA = native.cuda_missing() if torch.cuda.is_available() else "no CUDA device here"
+needs_cuda = pytest.mark.skipif(NO_CUDA is not None, reason=f"cuda: {NO_CUDA}")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
 KERNELS = [backend for backend in BACKENDS.values() if backend is not reference]
+
+
+def pytest_addoption(parser):
+    """Take the benchmarks' --quick, so that `make test bench ARGS=--quick` does both."""
+    parser.addoption("--quick", action="store_true", help="leave out the tests marked slow")
+
+
+def pytest_configure(config):
+    """Register the marks."""
+    config.addinivalue_line("markers", "slow: takes seconds or tens of GiB; not under --quick")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip the slow tests under --quick, and what needs a GPU once for each test."""
+    if config.getoption("--quick"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow, and --quick was asked for"))
+    if NO_CUDA is not None:
+        # One skip of each test says why; thousands say no more, and take a quarter of a minute.
+        seen, left_out = set(), []
+        for item in items:
+            if hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda":
+                (left_out if item.function in seen else []).append(item)
+                seen.add(item.function)
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            dropped = set(left_out)
+            items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +71,18 @@ def _one_thread_and_a_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=NO_CUDA is None)
+def _float32_is_float32():
+    """Switch TF32 off, which cuDNN would use unasked: tolerances are those of float32."""
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [setting.allow_tf32 for setting in settings]
+    for setting in settings:
+        setting.allow_tf32 = False
+    yield
+    for setting, allowed in zip(settings, before, strict=True):
+        setting.allow_tf32 = allowed
 
 
 @pytest.fixture(params=CELLS)
@@ -70,7 +114,7 @@ def tolerance(dtype):
 
 @pytest.fixture(params=DEVICES)
 def device(request):
-    """Each device of this machine."""
+    """The CPU, and a GPU where there is one and kernels for it."""
     return request.param
 
 

@@ -15,6 +15,7 @@ def run(module: nn.Module, x: Tensor | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(7)
     if x is None:
         x = torch.rand(T, N, I, generator=generator, dtype=torch.float64)
+    x = x.to(next(module.parameters()).device)
     out = module(x if hasattr(module, "num_layers") else x[0])
     return out[0] if isinstance(out, tuple) else out
 
@@ -53,7 +54,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: 
     for _ in range(steps):
         x = torch.rand(T, N, I, generator=generator, dtype=torch.float64)
         optimizer.zero_grad()
-        loss = model(x).square().mean()
+        loss = model(x.to(next(model.parameters()).device)).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

@@ -36,9 +36,9 @@ def rules(request):
     return request.param
 
 
-def test_a_gradient_is_that_of_the_operand_which_needs_it(rules, variant, small, reverse):
+def test_a_gradient_is_that_of_the_operand_which_needs_it(rules, variant, small, reverse, device):
     cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, small)
+    inputs, batch_sizes = make_inputs(variant, small, device=device)
     gradients = cotangents(reference.forward(cell, inputs, batch_sizes, reverse, False)[:3])
     all_of_them = needing(inputs)
     _, every = differentiate(rules, cell, all_of_them, batch_sizes, reverse, gradients)
@@ -58,9 +58,9 @@ def test_a_gradient_is_that_of_the_operand_which_needs_it(rules, variant, small,
         )
 
 
-def test_any_subset_of_the_results_may_be_used(rules, variant, small, reverse):
+def test_any_subset_of_the_results_may_be_used(rules, variant, small, reverse, device):
     cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, small)
+    inputs, batch_sizes = make_inputs(variant, small, device=device)
     every = cotangents(reference.forward(cell, inputs, batch_sizes, reverse, False)[:3])
     for used in product([True, False], repeat=3):
         gradients = [g if use else None for g, use in zip(every, used, strict=True)]
@@ -72,16 +72,17 @@ def test_any_subset_of_the_results_may_be_used(rules, variant, small, reverse):
         )
         for name, actual, wanted in zip(NAMES, found, expected, strict=False):
             # What a result does not depend on has no gradient, or one of zeros.
-            actual, wanted = (torch.zeros(()) if d is None else d for d in (actual, wanted))
+            none = torch.zeros((), device=device)
+            actual, wanted = (none if d is None else d for d in (actual, wanted))
             torch.testing.assert_close(
                 *torch.broadcast_tensors(actual.double(), wanted.double()),
                 msg=lambda m, name=name, used=used: f"{name}, {used}: {m}",
             )
 
 
-def test_nothing_is_kept_where_no_gradient_is_needed(rules, variant):
+def test_nothing_is_kept_where_no_gradient_is_needed(rules, variant, device):
     cell, _ = variant
-    inputs, _ = make_inputs(variant, SMALL)
+    inputs, _ = make_inputs(variant, SMALL, device=device)
     told = []
 
     class Spy(Stub):
@@ -97,9 +98,9 @@ def test_nothing_is_kept_where_no_gradient_is_needed(rules, variant):
     assert all(r.grad_fn is None and not r.requires_grad for r in present(results))
 
 
-def test_gradients_of_sums_come_expanded(rules, variant, small):
+def test_gradients_of_sums_come_expanded(rules, variant, small, device):
     cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, small)
+    inputs, batch_sizes = make_inputs(variant, small, device=device)
     a, b = needing(inputs), needing(inputs)
     for backend, operands in ((rules, a), (reference, b)):
         y, h_n, _ = autograd.scan(backend, cell, operands, batch_sizes, False)
@@ -107,9 +108,9 @@ def test_gradients_of_sums_come_expanded(rules, variant, small):
     torch.testing.assert_close([t.grad for t in present(a)], [t.grad for t in present(b)])
 
 
-def test_second_backward_needs_retain_graph(rules, variant, small, reverse):
+def test_second_backward_needs_retain_graph(rules, variant, small, reverse, device):
     cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, small)
+    inputs, batch_sizes = make_inputs(variant, small, device=device)
     inputs = needing(inputs)
     results = present(autograd.scan(rules, cell, inputs, batch_sizes, reverse))
     gradients = [torch.randn_like(r) for r in results]
@@ -124,9 +125,9 @@ def test_second_backward_needs_retain_graph(rules, variant, small, reverse):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "y"])
-def test_what_backward_reads_must_not_change_before(rules, variant, name):
+def test_what_backward_reads_must_not_change_before(rules, variant, name, device):
     cell, _ = variant
-    inputs, _ = make_inputs(variant, SMALL)
+    inputs, _ = make_inputs(variant, SMALL, device=device)
     # A copy of each leaf: autograd forbids changes of leaves altogether.
     inputs = Inputs(*(t if t is None else t.clone() for t in needing(inputs)))
     y, h_n, _ = autograd.scan(rules, cell, inputs, None, False)
@@ -140,9 +141,9 @@ def test_what_backward_reads_must_not_change_before(rules, variant, name):
         (y.sum() + h_n.sum()).backward()
 
 
-def test_final_states_may_be_changed_in_place(rules, variant):
+def test_final_states_may_be_changed_in_place(rules, variant, device):
     cell, _ = variant
-    inputs, _ = make_inputs(variant, SMALL)
+    inputs, _ = make_inputs(variant, SMALL, device=device)
     inputs = needing(inputs)
     y, h_n, c_n = autograd.scan(rules, cell, inputs, None, False)
     expected = torch.autograd.grad(y.sum() + 2 * h_n.sum(), inputs.w_hh, retain_graph=True)
@@ -151,9 +152,9 @@ def test_final_states_may_be_changed_in_place(rules, variant):
     torch.testing.assert_close(torch.autograd.grad(y.sum() + h_n.sum(), inputs.w_hh), expected)
 
 
-def test_hooks_on_saved_tensors_see_every_operand(rules, variant, small):
+def test_hooks_on_saved_tensors_see_every_operand(rules, variant, small, device):
     cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, small)
+    inputs, batch_sizes = make_inputs(variant, small, device=device)
     expected = differentiate(
         rules,
         cell,
@@ -198,30 +199,30 @@ def as_function(backend, cell, inputs, batch_sizes=None, reverse=False):
     return run
 
 
-def test_gradients_have_gradients(rules, variant, small, reverse):
+def test_gradients_have_gradients(rules, variant, small, reverse, device):
     cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, small)
+    inputs, batch_sizes = make_inputs(variant, small, device=device)
     run = as_function(rules, cell, inputs, batch_sizes, reverse)
     operands = present(needing(inputs))
     assert gradcheck(run, operands, fast_mode=True, check_batched_grad=True)
     assert gradgradcheck(run, operands, fast_mode=True)
 
 
-def test_gradients_of_the_reference_have_gradients(variant, small, reverse):
+def test_gradients_of_the_reference_have_gradients(variant, small, reverse, device):
     cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, small)
+    inputs, batch_sizes = make_inputs(variant, small, device=device)
     run = as_function(reference, cell, inputs, batch_sizes, reverse)
     operands = present(needing(inputs))
     assert gradcheck(run, operands, fast_mode=True, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(run, operands, fast_mode=True)
 
 
-def test_third_derivatives(rules, variant):
+def test_third_derivatives(rules, variant, device):
     cell, _ = variant
 
     def third(backend):
         torch.manual_seed(1)
-        inputs, _ = make_inputs(variant, SMALL)
+        inputs, _ = make_inputs(variant, SMALL, device=device)
         x = inputs.x.requires_grad_()
         y, *_ = autograd.scan(backend, cell, inputs, None, False)
         for _ in range(3):
@@ -231,12 +232,12 @@ def test_third_derivatives(rules, variant):
     torch.testing.assert_close(third(rules), third(reference))
 
 
-def test_a_path_between_operands_is_counted_once(rules, variant):
+def test_a_path_between_operands_is_counted_once(rules, variant, device):
     cell, _ = variant
 
     def second(backend):
         torch.manual_seed(1)
-        inputs, _ = make_inputs(variant, SMALL)
+        inputs, _ = make_inputs(variant, SMALL, device=device)
         x = inputs.x.requires_grad_()
         h0 = torch.tanh(x.sum() * inputs.h0)
         w_hh = inputs.w_hh * x.mean()
@@ -248,9 +249,9 @@ def test_a_path_between_operands_is_counted_once(rules, variant):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_second_derivatives_of_other_dtypes(rules, variant, dtype):
+def test_second_derivatives_of_other_dtypes(rules, variant, dtype, device):
     cell, _ = variant
-    inputs, _ = make_inputs(variant, SMALL, dtype)
+    inputs, _ = make_inputs(variant, SMALL, dtype, device)
 
     def penalty(backend, operands):
         y, *_ = autograd.scan(backend, cell, operands, None, False)
@@ -262,9 +263,9 @@ def test_second_derivatives_of_other_dtypes(rules, variant, dtype):
     assert_near(found, penalty(reference, needing(as_double(inputs))), 8 * torch.finfo(dtype).eps)
 
 
-def test_backward_carries_tangents(rules, variant, small):
+def test_backward_carries_tangents(rules, variant, small, device):
     cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, small)
+    inputs, batch_sizes = make_inputs(variant, small, device=device)
     inputs = needing(inputs)
     y, *_ = autograd.scan(rules, cell, inputs, batch_sizes, False)
     gradient, tangent = torch.randn_like(y), torch.randn_like(y)
@@ -275,8 +276,8 @@ def test_backward_carries_tangents(rules, variant, small):
         torch.testing.assert_close(forward_ad.unpack_dual(dx).tangent, *expected)
 
 
-def test_a_step_is_a_scan_of_one(rules, cell, dtype, tolerance):
-    inputs, _ = make_inputs((cell, False), SHAPES["one-step"], dtype)
+def test_a_step_is_a_scan_of_one(rules, cell, dtype, tolerance, device):
+    inputs, _ = make_inputs((cell, False), SHAPES["one-step"], dtype, device)
     skip_unless_supported(rules, cell, inputs, None)
     a, b = needing(inputs), needing(as_double(inputs))
     h, c = autograd.step(rules, cell, True, a.x[0], *a[1:])
@@ -294,8 +295,8 @@ def test_a_step_is_a_scan_of_one(rules, cell, dtype, tolerance):
         assert_near(actual, wanted, tolerance.gradient)
 
 
-def test_gradients_of_a_step_have_gradients(rules, cell):
-    inputs, _ = make_inputs((cell, False), SHAPES["one-step"])
+def test_gradients_of_a_step_have_gradients(rules, cell, device):
+    inputs, _ = make_inputs((cell, False), SHAPES["one-step"], device=device)
 
     def run(x, *given):
         rest = iter(given)
@@ -308,11 +309,24 @@ def test_gradients_of_a_step_have_gradients(rules, cell):
 
 
 @pytest.mark.parametrize("name", ["x", "h0", "w_hh"])
-def test_what_the_backward_of_a_step_reads_must_not_change(rules, cell, name):
-    inputs, _ = make_inputs((cell, False), SHAPES["one-step"])
+def test_what_the_backward_of_a_step_reads_must_not_change(rules, cell, name, device):
+    inputs, _ = make_inputs((cell, False), SHAPES["one-step"], device=device)
     inputs = Inputs(*(t if t is None else t.clone() for t in needing(inputs)))
     h, _ = autograd.step(rules, cell, True, inputs.x[0], *inputs[1:])
     with torch.no_grad():
         getattr(inputs, name).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         h.sum().backward()
+
+
+def test_backward_under_autocast_computes_as_the_forward_did(rules, variant, small, device):
+    cell, _ = variant
+    inputs, batch_sizes = make_inputs(variant, small, torch.float32, device)
+    found = []
+    for inside in (False, True):
+        operands = needing(inputs)
+        y, *_ = autograd.scan(rules, cell, operands, batch_sizes, False)
+        with torch.autocast(device, torch.bfloat16, enabled=inside):
+            found.append(torch.autograd.grad(y.sum(), present(operands)))
+            assert torch.is_autocast_enabled(device) is inside
+    torch.testing.assert_close(*found, rtol=0, atol=0)

@@ -21,8 +21,8 @@ from fused_rnn.convert import Swap
 
 @pytest.mark.parametrize("name", LAYERS + CELLS)
 @pytest.mark.parametrize("training", [True, False])
-def test_root_of_each_type(name: str, training: bool) -> None:
-    module = getattr(nn, name)(I, H, dtype=torch.float64).train(training)
+def test_root_of_each_type(name: str, training: bool, device: str) -> None:
+    module = getattr(nn, name)(I, H, dtype=torch.float64, device=device).train(training)
     before, parameters = run(module), dict(module.named_parameters())
     state, shown = module.state_dict(), repr(module)
 
@@ -52,8 +52,8 @@ def test_root_of_each_type(name: str, training: bool) -> None:
         {"bias": False},
     ],
 )
-def test_options_survive(options: dict[str, Any]) -> None:
-    module = nn.LSTM(I, H, dtype=torch.float64, **options)
+def test_options_survive(options: dict[str, Any], device: str) -> None:
+    module = nn.LSTM(I, H, dtype=torch.float64, device=device, **options)
     before, shown = run(module), repr(module)
     fused_rnn.convert(module)
     assert repr(module) == shown
@@ -91,8 +91,8 @@ def test_nested_and_tied(layer: str) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
-def test_training_goes_on_along_the_same_curve(layer: str, optimizer: Any) -> None:
-    model, twin = tagger(layer), tagger(layer)
+def test_training_goes_on_along_the_same_curve(layer: str, optimizer: Any, device: str) -> None:
+    model, twin = tagger(layer).to(device), tagger(layer).to(device)
     ours, theirs = (optimizer(m.parameters(), lr=0.05) for m in (model, twin))
     assert train(model, ours, 3, seed=1) == train(twin, theirs, 3, seed=1)
     fused_rnn.convert(model)

@@ -19,7 +19,7 @@ from fused_rnn import __main__ as doctor
 from fused_rnn.backends import BACKENDS, Inputs, native, reference
 from fused_rnn.cells import CELLS
 
-NOT_BUILT = native.available()
+NOT_BUILT = native.available() or (torch.cuda.is_available() and native.cuda_missing()) or None
 needs_native = pytest.mark.skipif(NOT_BUILT is not None, reason=f"native: {NOT_BUILT}")
 
 

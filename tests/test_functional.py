@@ -22,9 +22,9 @@ def call(module, x, hx, **kwargs):
 
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
 @pytest.mark.parametrize(("layer", "options"), CONFIGURED)
-def test_layers(layer, options, given):
-    module = getattr(nn, layer)(3, 4, **options)
-    x = torch.randn(5, 2, 3)
+def test_layers(layer, options, given, device):
+    module = getattr(nn, layer)(3, 4, device=device, **options)
+    x = torch.randn(5, 2, 3, device=device)
     n = 5 if module.batch_first else 2
     hx = states(module, n) if given else None
     expected, found = module(x, hx), call(module, x, hx)
@@ -37,9 +37,9 @@ def test_layers(layer, options, given):
 
 
 @pytest.mark.parametrize(("layer", "options"), CONFIGURED)
-def test_packed_layers(layer, options):
-    module = getattr(nn, layer)(3, 4, **options)
-    packed = sequences((5, 3, 3, 1), 3, enforce_sorted=True)
+def test_packed_layers(layer, options, device):
+    module = getattr(nn, layer)(3, 4, device=device, **options)
+    packed = sequences((5, 3, 3, 1), 3, enforce_sorted=True, device=device)
     hx = states(module, 4)
     output, state = module(packed, hx)
     found = call(module, packed.data, hx, batch_sizes=packed.batch_sizes)
@@ -59,9 +59,10 @@ def test_dropout(layer):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", CELLS)
-def test_cells(name, bias):
-    module = getattr(nn, name)(3, 4, bias)
-    x, h, c = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)
+def test_cells(name, bias, device):
+    module = getattr(nn, name)(3, 4, bias, device=device)
+    x = torch.randn(2, 3, device=device)
+    h, c = torch.randn(2, 2, 4, device=device)
     run = {"LSTMCell": functional.lstm_cell, "GRUCell": functional.gru_cell}.get(
         name, functional.rnn_cell
     )
@@ -69,9 +70,9 @@ def test_cells(name, bias):
     assert_same(module(x, hx), run(x, hx, *module.parameters()))
 
 
-def test_relu():
-    layer, cell = nn.RNN(3, 4, **RELU), nn.RNNCell(3, 4, **RELU)
-    x, h = torch.randn(2, 3), torch.randn(2, 4)
+def test_relu(device):
+    layer, cell = nn.RNN(3, 4, device=device, **RELU), nn.RNNCell(3, 4, device=device, **RELU)
+    x, h = torch.randn(2, 3, device=device), torch.randn(2, 4, device=device)
     assert_same(
         layer(x[None], h[None]), functional.rnn(x[None], h[None], layer.all_weights, "relu")
     )

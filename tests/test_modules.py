@@ -139,7 +139,8 @@ def clone(value):
 
 
 def batched(module, t, n):
-    return torch.randn(*((n, t) if module.batch_first else (t, n)), module.input_size)
+    sizes = ((n, t) if module.batch_first else (t, n)) + (module.input_size,)
+    return torch.randn(*sizes, device=module.weight_ih_l0.device)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
@@ -148,59 +149,66 @@ class TestLayers:
     """Each configuration on each kind of input."""
 
     @pytest.mark.parametrize(("t", "n"), [(5, 3), (1, 1), (4, 1), (1, 3)])
-    def test_batched(self, chosen, layer, options, given, t, n):
-        theirs, ours = twins(layer, 3, 4, **options)
+    def test_batched(self, chosen, device, layer, options, given, t, n):
+        theirs, ours = twins(layer, 3, 4, device=device, **options)
         check(theirs, ours, batched(ours, t, n), states(ours, n) if given else None)
 
-    def test_unbatched(self, chosen, layer, options, given):
-        theirs, ours = twins(layer, 3, 4, **options)
-        check(theirs, ours, torch.randn(5, 3), states(ours, None) if given else None)
+    def test_unbatched(self, chosen, device, layer, options, given):
+        theirs, ours = twins(layer, 3, 4, device=device, **options)
+        x = torch.randn(5, 3, device=device)
+        check(theirs, ours, x, states(ours, None) if given else None)
 
     @pytest.mark.parametrize("lengths", [(5, 4, 4, 1), (2, 5, 1, 5, 3), (3,)])
-    def test_packed(self, chosen, layer, options, given, lengths):
-        theirs, ours = twins(layer, 3, 4, **options)
-        packed = sequences(lengths, 3, enforce_sorted=lengths == tuple(sorted(lengths)[::-1]))
+    def test_packed(self, chosen, device, layer, options, given, lengths):
+        theirs, ours = twins(layer, 3, 4, device=device, **options)
+        in_order = lengths == tuple(sorted(lengths)[::-1])
+        packed = sequences(lengths, 3, in_order, device)
         check(theirs, ours, packed, states(ours, len(lengths)) if given else None)
 
-    def test_empty_batch(self, chosen, layer, options, given):
-        theirs, ours = twins(layer, 3, 4, **options)
+    def test_empty_batch(self, chosen, device, layer, options, given):
+        theirs, ours = twins(layer, 3, 4, device=device, **options)
         check(theirs, ours, batched(ours, 5, 0), states(ours, 0) if given else None)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_dtypes(chosen, layer, dtype):
-    theirs, ours = twins(layer, 3, 4, 2, bidirectional=True, dtype=dtype)
-    x = torch.randn(5, 2, 3, dtype=dtype)
+def test_other_dtypes(chosen, device, layer, dtype):
+    theirs, ours = twins(layer, 3, 4, 2, bidirectional=True, dtype=dtype, device=device)
+    x = torch.randn(5, 2, 3, dtype=dtype, device=device)
     tolerance = {} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.02}
     assert_same(theirs(x), ours(x), **tolerance)
 
 
+def dense(hx):
+    """Return states as cuDNN wants them."""
+    return tuple(map(dense, hx)) if isinstance(hx, tuple) else hx.contiguous()
+
+
 @pytest.mark.parametrize("layer", LAYERS)
-def test_states_of_odd_layouts(chosen, layer):
-    theirs, ours = twins(layer, 3, 4, 2)
-    x = torch.randn(5, 3, 3)
+def test_states_of_odd_layouts(chosen, device, layer):
+    theirs, ours = twins(layer, 3, 4, 2, device=device)
+    x = torch.randn(5, 3, 3, device=device)
     for make in (
-        lambda: torch.randn(1, 1, 4).expand(2, 3, 4),
-        lambda: torch.randn(2, 1, 4).expand(2, 3, 4),
-        lambda: torch.randn(4, 3, 2).permute(2, 1, 0),
-        lambda: torch.randn(2, 3, 8)[..., ::2],
+        lambda: torch.randn(1, 1, 4, device=device).expand(2, 3, 4),
+        lambda: torch.randn(2, 1, 4, device=device).expand(2, 3, 4),
+        lambda: torch.randn(4, 3, 2, device=device).permute(2, 1, 0),
+        lambda: torch.randn(2, 3, 8, device=device)[..., ::2],
     ):
         hx = (make(), make()) if layer == "LSTM" else make()
-        assert_same(theirs(x, hx), ours(x, hx))
+        assert_same(theirs(x, hx if device == "cpu" else dense(hx)), ours(x, hx))
     if layer == "LSTM":
-        hx = [torch.randn(2, 3, 4), torch.randn(2, 3, 4)]
+        hx = list(torch.randn(2, 2, 3, 4, device=device))
         assert_same(theirs(x, hx), ours(x, hx))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_inputs_of_odd_layouts(chosen, layer):
-    theirs, ours = twins(layer, 3, 4, batch_first=True)
+def test_inputs_of_odd_layouts(chosen, device, layer):
+    theirs, ours = twins(layer, 3, 4, batch_first=True, device=device)
     for x in (
-        torch.randn(3, 5, 2).transpose(1, 2).transpose(0, 2),
-        torch.randn(1, 5, 3).expand(2, 5, 3),
-        torch.randn(2, 5, 6)[..., 1::2],
-        torch.randn(2, 9, 3)[:, ::2],
+        torch.randn(3, 5, 2, device=device).transpose(1, 2).transpose(0, 2),
+        torch.randn(1, 5, 3, device=device).expand(2, 5, 3),
+        torch.randn(2, 5, 6, device=device)[..., 1::2],
+        torch.randn(2, 9, 3, device=device)[:, ::2],
     ):
         before = x.clone()
         assert_same(theirs(x), ours(x))
@@ -208,9 +216,9 @@ def test_inputs_of_odd_layouts(chosen, layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_output_and_state_share_no_storage(chosen, layer):
-    _, ours = twins(layer, 3, 4, bidirectional=True)
-    tensors = leaves(ours(torch.randn(1, 1, 3)))
+def test_output_and_state_share_no_storage(chosen, device, layer):
+    _, ours = twins(layer, 3, 4, bidirectional=True, device=device)
+    tensors = leaves(ours(torch.randn(1, 1, 3, device=device)))
     assert len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
 
 
@@ -244,18 +252,19 @@ def test_dropout_may_be_changed(chosen):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n", [None, 0, 1, 3])
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
-def test_cells(chosen, name, bias, n, given):
-    theirs, ours = twins(name, 3, 4, bias)
+def test_cells(chosen, device, name, bias, n, given):
+    theirs, ours = twins(name, 3, 4, bias, device=device)
     lead = () if n is None else (n,)
-    h, c = torch.randn(*lead, 4), torch.randn(*lead, 4)
+    h, c = torch.randn(2, *lead, 4, device=device)
     hx = ((h, c) if name == "LSTMCell" else h) if given else None
-    check(theirs, ours, torch.randn(*lead, 3), hx)
+    check(theirs, ours, torch.randn(*lead, 3, device=device), hx)
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_cells_with_one_operand_to_train(chosen, name):
-    theirs, ours = twins(name, 3, 4)
-    x, h, c = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)
+def test_cells_with_one_operand_to_train(chosen, device, name):
+    theirs, ours = twins(name, 3, 4, device=device)
+    x = torch.randn(2, 3, device=device)
+    h, c = (torch.randn(2, 4, device=device) for _ in range(2))
     hx = (h, c) if name == "LSTMCell" else h
     theirs.requires_grad_(False)
     ours.requires_grad_(False)
@@ -271,16 +280,17 @@ def test_cells_with_one_operand_to_train(chosen, name):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_cells_of_odd_layouts(chosen, name):
-    theirs, ours = twins(name, 3, 4)
-    x, h = torch.randn(3, 5).t()[:, :3], torch.randn(1, 4).expand(5, 4)
-    hx = [h, torch.randn(4, 5).t()] if name == "LSTMCell" else h
+def test_cells_of_odd_layouts(chosen, device, name):
+    theirs, ours = twins(name, 3, 4, device=device)
+    x = torch.randn(3, 5, device=device).t()[:, :3]
+    h = torch.randn(1, 4, device=device).expand(5, 4)
+    hx = [h, torch.randn(4, 5, device=device).t()] if name == "LSTMCell" else h
     assert_same(theirs(x, hx), ours(x, hx))
 
 
-def test_relu_cell(chosen):
-    theirs, ours = twins("RNNCell", 3, 4, nonlinearity="relu")
-    check(theirs, ours, torch.randn(2, 3), torch.randn(2, 4))
+def test_relu_cell(chosen, device):
+    theirs, ours = twins("RNNCell", 3, 4, nonlinearity="relu", device=device)
+    check(theirs, ours, torch.randn(2, 3, device=device), torch.randn(2, 4, device=device))
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -300,9 +310,9 @@ def test_complex_numbers_run_as_in_torch(layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_weights_in_use_are_the_present_ones(chosen, layer):
-    theirs, ours = twins(layer, 3, 4)
-    x = torch.randn(5, 2, 3)
+def test_weights_in_use_are_the_present_ones(chosen, device, layer):
+    theirs, ours = twins(layer, 3, 4, device=device)
+    x = torch.randn(5, 2, 3, device=device)
 
     def scale(module):
         with torch.no_grad():
@@ -330,11 +340,11 @@ def test_weights_in_use_are_the_present_ones(chosen, layer):
         assert not torch.equal(before, ours(x)[0]), change
 
 
-def test_strided_weights(chosen):
-    theirs, ours = twins("GRU", 12, 4)
+def test_strided_weights(chosen, device):
+    theirs, ours = twins("GRU", 12, 4, device=device)
     for module in (theirs, ours):
         weight = copy.deepcopy(module.weight_ih_l0.detach())
         del module._parameters["weight_ih_l0"]
         module.weight_ih_l0 = weight.t().contiguous().t()
-    x = torch.randn(5, 2, 12)
+    x = torch.randn(5, 2, 12, device=device)
     assert_same(theirs(x), ours(x))

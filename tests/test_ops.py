@@ -22,10 +22,10 @@ def op(cell, way):
     return getattr(torch.ops.fused_rnn, f"{cell}_{way}").default
 
 
-def operands(variant, shape=SMALL, dtype=torch.float32):
+def operands(variant, shape=SMALL, dtype=torch.float32, device="cpu"):
     """Return the ops' operands by name, batch_sizes included."""
     cell, _ = variant
-    inputs, batch_sizes = make_inputs(variant, shape, dtype)
+    inputs, batch_sizes = make_inputs(variant, shape, dtype, device)
     named = {**inputs._asdict(), "batch_sizes": batch_sizes}
     if not CELLS[cell].has_cell_state:
         del named["c0"], named["w_hr"]
@@ -44,31 +44,31 @@ def check_both_ways(variant, named):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_opcheck(variant, shape):
-    check_both_ways(variant, operands(variant, shape))
+def test_opcheck(variant, shape, device):
+    check_both_ways(variant, operands(variant, shape, device=device))
 
 
-def test_opcheck_of_half_types(variant):
-    check_both_ways(variant, operands(variant, dtype=torch.bfloat16))
+def test_opcheck_of_half_types(variant, device):
+    check_both_ways(variant, operands(variant, dtype=torch.bfloat16, device=device))
 
 
-def test_opcheck_of_strided_operands(variant):
+def test_opcheck_of_strided_operands(variant, device):
     # What comes back is contiguous, however the operands lie.
     named = {
         name: t if t is None or t.dim() < 2 else t.mT.contiguous().mT
-        for name, t in operands(variant).items()
+        for name, t in operands(variant, device=device).items()
     }
     check_both_ways(variant, named)
 
 
-def test_opcheck_of_a_single_step(variant):
-    named = operands(variant)
+def test_opcheck_of_a_single_step(variant, device):
+    named = operands(variant, device=device)
     check_both_ways(variant, {**named, "x": named["x"][0]})
 
 
-def test_gradients_not_needed_are_empty(variant):
+def test_gradients_not_needed_are_empty(variant, device):
     cell, _ = variant
-    args = (*operands(variant).values(), False)
+    args = (*operands(variant, device=device).values(), False)
     y, *states, saved = op(cell, "forward")(*args, True)
     nothing = [None] * len(states)
     found = op(cell, "backward")(*args, y, saved, torch.ones_like(y), *nothing, SOME)
@@ -92,9 +92,9 @@ SPOIL = {
 
 @pytest.mark.parametrize("spoil", SPOIL.values(), ids=SPOIL)
 @pytest.mark.parametrize("variant", [("lstm", True), ("gru", False)], ids=["lstm", "gru"])
-def test_a_spoilt_operand_is_an_error(variant, spoil):
+def test_a_spoilt_operand_is_an_error(variant, spoil, device):
     cell, _ = variant
-    named = operands(variant)
+    named = operands(variant, device=device)
     y, *states, saved = op(cell, "forward")(*named.values(), False, True)
     later = dict(zip(("y", "saved", "dy", "dh_n", "dc_n"), (y, saved, y, *states), strict=False))
     for name, t in {**named, **later}.items():
@@ -123,9 +123,9 @@ def test_a_spoilt_operand_is_an_error(variant, spoil):
         ([3.0, 2.0, 1.0], "non-empty 1-D int64"),
     ],
 )
-def test_wrong_batch_sizes(variant, sizes, message):
+def test_wrong_batch_sizes(variant, sizes, message, device):
     cell, _ = variant
-    named = operands(variant, SMALL_RAGGED)
+    named = operands(variant, SMALL_RAGGED, device=device)
     assert named["batch_sizes"].tolist() == [3, 2, 1]
     dtype = None if isinstance(sizes and sizes[0], float) else torch.int64
     spoilt = {**named, "batch_sizes": torch.tensor(sizes, dtype=dtype)}
@@ -146,15 +146,15 @@ def test_wrong_batch_sizes(variant, sizes, message):
         ("x", lambda t: t.long(), "x should be of dtype .*, got Long"),
     ],
 )
-def test_messages_name_the_operand(name, value, message):
-    named = operands(LSTM)
+def test_messages_name_the_operand(name, value, message, device):
+    named = operands(LSTM, device=device)
     with pytest.raises(RuntimeError, match=message):
         op("lstm", "forward")(*{**named, name: value(named[name])}.values(), False, True)
 
 
-def test_saved_of_another_problem_is_an_error(variant):
+def test_saved_of_another_problem_is_an_error(variant, device):
     cell, _ = variant
-    args = (*operands(variant).values(), False)
+    args = (*operands(variant, device=device).values(), False)
     y, *_, saved = op(cell, "forward")(*args, True)
     nothing = [None] * (2 if CELLS[cell].has_cell_state else 1)
     for spoilt in (saved[:-1], saved.double(), saved[None], op(cell, "forward")(*args, False)[-1]):
@@ -162,8 +162,17 @@ def test_saved_of_another_problem_is_an_error(variant):
             op(cell, "backward")(*args, y, spoilt, y, *nothing, ALL)
 
 
-def test_none_for_a_tensor_is_an_error():
-    named = operands(LSTM)
+def test_an_operand_on_the_meta_device_is_an_error(variant):
+    # torch takes the whole call to the meta device then, where nothing would be computed.
+    cell, _ = variant
+    named = operands(variant)
+    named["w_hh"] = named["w_hh"].to("meta")
+    with pytest.raises(RuntimeError, match=r"should be on the device of x, cpu, got meta"):
+        op(cell, "forward")(*named.values(), False, False)
+
+
+def test_none_for_a_tensor_is_an_error(device):
+    named = operands(LSTM, device=device)
     for name in Inputs._fields[:5]:
         with pytest.raises(RuntimeError):
             op("lstm", "forward")(*{**named, name: None}.values(), False, True)

@@ -88,20 +88,24 @@ def leaves(value: Any) -> list[torch.Tensor]:
 def states(module: nn.RNNBase, n: int | None, dtype: torch.dtype = torch.float32) -> Any:
     """Return initial states for a layer, without a batch dim if ``n`` is None."""
     lead = (module.num_layers * (2 if module.bidirectional else 1),) + (() if n is None else (n,))
-    h = torch.randn(*lead, module.proj_size or module.hidden_size, dtype=dtype)
+    like = {"dtype": dtype, "device": next(module.parameters()).device}
+    h = torch.randn(*lead, module.proj_size or module.hidden_size, **like)
     if module.mode != "LSTM":
         return h
-    return h, torch.randn(*lead, module.hidden_size, dtype=dtype)
+    return h, torch.randn(*lead, module.hidden_size, **like)
 
 
-def sequences(lengths: tuple[int, ...], features: int, enforce_sorted: bool) -> PackedSequence:
+def sequences(
+    lengths: tuple[int, ...], features: int, enforce_sorted: bool, device: str | None = None
+) -> PackedSequence:
     """Return packed random sequences."""
-    return pack_sequence([torch.randn(n, features) for n in lengths], enforce_sorted)
+    parts = [torch.randn(n, features, device=device) for n in lengths]
+    return pack_sequence(parts, enforce_sorted)
 
 
-def example(name: str) -> torch.Tensor:
+def example(name: str, device: str | None = None) -> torch.Tensor:
     """Return an input for a layer or cell of 3 features."""
-    return torch.randn(2, 3) if name in CELLS else torch.randn(5, 2, 3)
+    return torch.randn(*((2, 3) if name in CELLS else (5, 2, 3)), device=device)
 
 
 def first(output: Any) -> torch.Tensor:

@@ -243,7 +243,7 @@ bool aligned(const BackwardStep& a) {
 template <class Args>
 void launch_over_units(void (*kernel)(Args), const char* name, const Args& a, std::int64_t units,
                        int count, Stream stream) {
-  const std::int64_t vectors = (units + count - 1) / count;
+  const std::int64_t vectors = units / count;  // whole: rows of other lengths are taken one by one
   unsigned x = 1;
   while (x < kBlock && x < vectors) {
     x *= 2;

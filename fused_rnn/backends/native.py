@@ -1,7 +1,12 @@
-"""The compiled kernels: C++ on the CPU, by PyTorch's dispatcher whatever else is registered."""
+"""The compiled kernels: C++ on the CPU, CUDA C++ on the GPU, chosen by PyTorch's dispatcher.
+
+They stand in two modules: ``_C`` has the ops and what runs on the CPU; ``_C_cuda`` adds what runs
+on a GPU, and is loaded only into a torch that is built for CUDA.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module, util
 from typing import Any
 
 import torch
@@ -17,12 +22,22 @@ try:
 except ImportError as error:
     _missing = f"the native module was not built ({error}); install fused_rnn with a C++17 compiler"
 
-__all__ = ["available", "backward", "checks_operands", "forward", "name", "simd_level", "supports"]
+__all__ = [
+    "available",
+    "backward",
+    "checks_operands",
+    "cuda_missing",
+    "forward",
+    "name",
+    "simd_level",
+    "supports",
+]
 
 name = "native"
 checks_operands = True
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_OLDEST_GPU = (7, 5)
 _FORWARD: dict[str, Any] = {}
 _BACKWARD: dict[str, Any] = {}
 
@@ -32,6 +47,11 @@ def available() -> str | None:
     return _missing
 
 
+def cuda_missing() -> str | None:
+    """Return None, or why there are no kernels for CUDA devices, and what to do about it."""
+    return _missing or _cuda_missing
+
+
 def simd_level() -> str:
     """Return the vector instructions in use: 'avx512', 'avx2' or 'portable'."""
     return torch.ops.fused_rnn.simd_level()
@@ -39,12 +59,22 @@ def simd_level() -> str:
 
 def supports(problem: Problem) -> str | None:
     """Return None, or why no kernel takes this problem."""
-    if problem.device.type != "cpu":
+    if problem.device.type not in ("cpu", "cuda"):
         return f"no kernel for device type {problem.device.type!r}"
     if problem.dtype not in _DTYPES:
         return f"no kernel for {problem.dtype}"
     if problem.transform is not None:
         return f"{problem.transform} needs torch's own operators"
+    return _refused_gpu(problem.device) if problem.device.type == "cuda" else None
+
+
+def _refused_gpu(device: torch.device) -> str | None:
+    reason = cuda_missing()
+    if reason is not None:
+        return reason
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _OLDEST_GPU:
+        return "no kernel for sm_{}{}: the oldest is sm_{}{}".format(*capability, *_OLDEST_GPU)
     return None
 
 
@@ -97,7 +127,19 @@ def _register() -> None:
         torch.library.register_fake(f"fused_rnn::{cell}_backward", _fake_backward)
 
 
+def _check_devices(*args: Any) -> None:
+    """Refuse what a kernel would: a single operand on the meta device brings a call here."""
+    device = args[0].device
+    for t in args:
+        # batch_sizes, the only integers, stand on the CPU.
+        if isinstance(t, Tensor) and t.device != device and t.dtype != torch.int64:
+            raise RuntimeError(
+                f"fused_rnn: all operands should be on the device of x, {device}, got {t.device}"
+            )
+
+
 def _fake_forward(x: Tensor, h0: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    _check_devices(x, h0, *others)
     training = others[-1]
     c_n = (others[0].new_empty(others[0].shape),) if len(others) > 7 else ()
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -112,6 +154,7 @@ def _fake_forward(x: Tensor, h0: Tensor, *others: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+    _check_devices(*args)
     mask = args[-1]
     operands = args[:8] if len(args) == 16 else args[:6]
     return tuple(
@@ -120,5 +163,25 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     )
 
 
+def _load_cuda() -> str | None:
+    """Load the kernels for CUDA devices; return None, or why they are not there."""
+    if torch.version.cuda is None:
+        if torch.version.hip is not None:
+            return f"this torch ({torch.__version__}) is built for ROCm, the kernels for CUDA"
+        return f"this torch ({torch.__version__}) is a CPU build; install one built for CUDA"
+    if util.find_spec("fused_rnn._C_cuda") is None:
+        return (
+            "the CUDA module was not built: run `make cuda` in the source tree, or install "
+            "fused_rnn again with nvcc at hand"
+        )
+    try:
+        import_module("fused_rnn._C_cuda")  # registers the ops' CUDA kernels
+    except ImportError as error:
+        return f"the CUDA module cannot be loaded ({error}); build it again with `make cuda`"
+    return None
+
+
+_cuda_missing: str | None = None
 if _missing is None:
     _register()
+    _cuda_missing = _load_cuda()

@@ -182,11 +182,16 @@ def stepwise() -> Path:
     flags = (
         *("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"),
         *("-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+        "-DFUSED_RNN_FEW_THREADS=16",  # wide accesses at small sizes too
         *(f"-I{path}" for path in sources),
     )
     units = [
         Unit(NATIVE / "stepwise.cpp", "stepwise/stepwise.o", flags),
         Unit(ROOT / "csrc" / "cuda" / "gates.cu", "stepwise/gates.o", (*flags, "-xc++")),
+        *(
+            Unit(NATIVE / "simt" / f"{name}.cpp", f"stepwise/{name}.o", flags)
+            for name in ("machine", "block")
+        ),
     ]
     libraries = (f"-L{path}" for path in library_paths())
     link_flags = ["-shared", *libraries, "-ltorch", "-ltorch_cpu", "-lc10"]

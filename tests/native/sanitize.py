@@ -1,9 +1,10 @@
 """Runs the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 
-    python -m tests.native.sanitize [address] [thread]
+    python -m tests.native.sanitize [address] [thread] [cuda]
 
 compiles it without Python and PyTorch, into a program that solves many problems and compares each
-with plain loops. Exits with 1 where a sanitizer or a comparison finds something.
+with plain loops; for CUDA, into one that runs its kernels on the host bench. Exits with 1 where a
+sanitizer or a comparison finds something.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from .build import LEVELS, NATIVE, ROOT, UnbuildableError, Unit, build, shipped_flags
+from .simt import library as simt
 
 CPU = ROOT / "csrc" / "cpu"
 
@@ -58,16 +61,30 @@ def units_of(name: str) -> list[Unit]:
     return units
 
 
+def report(line: str) -> None:
+    """Say what was compiled."""
+    print(f"  {line}", flush=True)
+
+
+def build_scans(name: str) -> Path:
+    """Build a program of the CPU's kernels."""
+    flags = (*BUILDS[name].flags[:1], "-pthread")
+    return build(units_of(name), f"{name}/sanitize", flags, report=report)
+
+
+def build_gates(name: str) -> Path:
+    """Build the program of CUDA's kernels."""
+    return simt.program(name, simt.SIMT / "gates_main.cpp", simt.GATES, report)
+
+
+PROGRAMS = {**dict.fromkeys(BUILDS, build_scans), "cuda": build_gates}
+
+
 def run(name: str) -> bool:
     """Build and run one program; return whether all is well."""
     begin = time.monotonic()
     print(f"{name}: compiling ...", flush=True)
-    program = build(
-        units_of(name),
-        f"{name}/sanitize",
-        (*BUILDS[name].flags[:1], "-pthread"),
-        report=lambda line: print(f"  {line}", flush=True),
-    )
+    command = [PROGRAMS[name](name), *(BUILDS[name].arguments if name in BUILDS else ())]
     print(f"{name}: running ...", flush=True)
     # A first report ends the program: what comes after it may be its consequence.
     environment = os.environ | {
@@ -75,7 +92,7 @@ def run(name: str) -> bool:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1",
     }
-    status = subprocess.run([program, *BUILDS[name].arguments], env=environment).returncode
+    status = subprocess.run(command, env=environment).returncode
     verdict = "nothing found" if status == 0 else f"FAILED (status {status})"
     print(f"{name}: {verdict}, {time.monotonic() - begin:.0f} s", flush=True)
     return status == 0
@@ -83,12 +100,12 @@ def run(name: str) -> bool:
 
 def main(names: list[str]) -> int:
     """Run the named builds, or all; return the exit status."""
-    unknown = set(names) - BUILDS.keys()
+    unknown = set(names) - PROGRAMS.keys()
     if unknown:
-        print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BUILDS)}")
+        print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(PROGRAMS)}")
         return 2
     try:
-        return 0 if all([run(name) for name in names or BUILDS]) else 1
+        return 0 if all([run(name) for name in names or PROGRAMS]) else 1
     except UnbuildableError as reason:
         print(reason)
         return 1

@@ -1,0 +1,128 @@
+"""Compiles kernels for the host bench, and drives the machine that runs them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ..build import ROOT, UnbuildableError, Unit, build
+
+SIMT = Path(__file__).parent
+TOYS = (SIMT / "toys.cu",)
+GATES = (ROOT / "csrc" / "cuda" / "gates.cu", SIMT / "gates.cpp")
+MACHINE = (SIMT / "machine.cpp", SIMT / "block.cpp")
+
+# Fewer vectors than that are taken one unit at a time: few enough for both kinds of access at small
+# sizes. As shipped it is a GPU's worth of threads.
+FEW_THREADS = 16
+
+FLAGS = (
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden"),
+    "-ffp-contract=off",  # which operations fuse would depend on the accesses that are compiled in
+    *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),  # nvcc's unroll
+    *(f"-I{path}" for path in (SIMT, ROOT / "csrc", ROOT / "csrc" / "cuda")),
+    f"-DFUSED_RNN_FEW_THREADS={FEW_THREADS}",
+)
+# A program is linked to these kernels, and calls what is no C interface.
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fvisibility=default")
+
+FORWARD, BACKWARD = 0, 1  # orders of threads and blocks; a larger number is a seed of random ones
+ORDERS = (FORWARD, BACKWARD, 2, 3)
+
+
+def _units(folder: str, sources: Iterable[Path], flags: tuple[str, ...]) -> list[Unit]:
+    return [
+        Unit(
+            source,
+            f"{folder}/{source.name}.o",
+            (*FLAGS, *flags, *(("-x", "c++") if source.suffix == ".cu" else ())),
+        )
+        for source in sources
+    ]
+
+
+def _silent(line: str) -> None:
+    """Take what a build reports and say nothing."""
+
+
+def _library(
+    folder: str,
+    sources: Iterable[Path],
+    flags: tuple[str, ...] = (),
+    report: Callable[[str], None] = _silent,
+) -> Path:
+    units = _units(folder, (*sources, *MACHINE), flags)
+    return build(units, f"{folder}/kernels.so", ["-shared", *flags], report=report)
+
+
+def program(
+    folder: str, main: Path, kernels: Iterable[Path], report: Callable[[str], None] = _silent
+) -> Path:
+    """Build a program of sanitized kernels; these stay a library, as simt.h asks for."""
+    library = _library(folder, kernels, SANITIZED, report)
+    units = _units(folder, [main], SANITIZED)
+    return build(units, f"{folder}/program", SANITIZED, [library], report)
+
+
+class Launch(NamedTuple):
+    """The configuration of a launch."""
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+
+
+class Machine:
+    """A library of kernels, and how to run them."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.library.simt_set_order.restype = None
+
+    @contextmanager
+    def order(self, order: int) -> Iterator[None]:
+        """Run blocks, and threads that do not wait, in this order."""
+        self.library.simt_set_order(ctypes.c_uint64(order))
+        try:
+            yield
+        finally:
+            self.library.simt_set_order(ctypes.c_uint64(FORWARD))
+
+    def last_launch(self) -> Launch | None:
+        """Return the last launch since the last question, if there was one."""
+        extents = (ctypes.c_uint * 6)()
+        any_ = self.library.simt_last_launch(extents)
+        return Launch(tuple(extents[:3]), tuple(extents[3:])) if any_ else None
+
+    def function(self, name: str) -> Callable[..., None]:
+        """Return a C function that returns null or what went wrong, as one that raises."""
+        function = self.library[name]
+        function.restype = ctypes.c_char_p
+
+        def call(*arguments: object) -> None:
+            failure = function(*arguments)
+            if failure is not None:
+                raise RuntimeError(failure.decode())
+
+        return call
+
+
+@functools.cache
+def _machine_or_reason(folder: str, sources: tuple[Path, ...]) -> Machine | str:
+    try:
+        return Machine(_library(folder, sources))
+    except UnbuildableError as reason:
+        return str(reason)
+
+
+def machine(folder: str, sources: tuple[Path, ...]) -> Machine:
+    """Return the machine with these kernels; skip the running test where it cannot be built."""
+    found = _machine_or_reason(folder, sources)
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found

@@ -1,0 +1,135 @@
+"""Where the CUDA kernels are missing: what is said, and to whom. Stand-ins; no GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import util
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fused_rnn import __main__ as doctor
+from fused_rnn.backends import Problem, native
+from fused_rnn.cells import CELLS
+
+GPU = torch.device("cuda", 0)
+PROBLEM = Problem("lstm", GPU, torch.float32, 5, 2, 3, 4, 0, False, False, None)
+needs_native = pytest.mark.skipif(
+    native.available() is not None, reason=f"native: {native.available()}"
+)
+
+
+@pytest.fixture
+def cuda_torch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A torch that says it is built for CUDA."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return monkeypatch
+
+
+def test_a_cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    reason = native._load_cuda()
+    assert torch.__version__ in reason
+    assert "CPU build; install one built for CUDA" in reason
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "built for ROCm" in native._load_cuda()
+
+
+def test_no_module(cuda_torch: pytest.MonkeyPatch) -> None:
+    cuda_torch.setattr(util, "find_spec", lambda name: None)
+    assert "was not built: run `make cuda`" in native._load_cuda()
+
+
+def test_a_module_that_cannot_be_loaded(cuda_torch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> ModuleType:
+        raise ImportError(f"{name}: undefined symbol: aoti_torch_something")
+
+    cuda_torch.setattr(util, "find_spec", lambda name: object())
+    cuda_torch.setattr(native, "import_module", fail)
+    reason = native._load_cuda()
+    assert "cannot be loaded (fused_rnn._C_cuda: undefined symbol" in reason
+    assert "make cuda" in reason
+
+
+def test_a_module_that_can(cuda_torch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("fused_rnn._C_cuda")
+    module.__spec__ = object()
+    cuda_torch.setitem(sys.modules, "fused_rnn._C_cuda", module)
+    assert native._load_cuda() is None
+
+
+def test_without_the_cpu_module_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_missing", "the native module was not built")
+    assert native.cuda_missing() == "the native module was not built"
+
+
+def test_which_gpus_and_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_missing", None)
+    monkeypatch.setattr(native, "_cuda_missing", None)
+    for capability, reason in (
+        ((7, 0), "no kernel for sm_70: the oldest is sm_75"),
+        ((7, 5), None),
+        ((9, 0), None),
+        ((12, 0), None),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert native.supports(PROBLEM) == reason
+    assert "complex64" in native.supports(PROBLEM._replace(dtype=torch.complex64))
+    assert "autocast" in native.supports(PROBLEM._replace(transform="autocast"))
+    assert "'xpu'" in native.supports(PROBLEM._replace(device=torch.device("xpu", 0)))
+    monkeypatch.setattr(native, "_cuda_missing", "it was not built")
+    assert native.supports(PROBLEM) == "it was not built"
+    assert native.supports(PROBLEM._replace(device=torch.device("cpu"))) is None
+
+
+@needs_native
+@pytest.mark.parametrize("index", [0, 1])
+def test_fake_results_are_on_the_device_of_x(index: int, cell: str) -> None:
+    device, lstm, G = f"cuda:{index}", cell == "lstm", CELLS[cell].gates
+    with FakeTensorMode():
+        x, h0 = torch.empty(5, 2, 3, device=device), torch.empty(2, 4, device=device)
+        w = [torch.empty(G * 4, n, device=device) for n in (3, 4)]
+        c0, w_hr = ([h0], [None]) if lstm else ([], [])
+        operands = [x, h0, *c0, *w, None, None, *w_hr, None, False]
+        ops = torch.ops.fused_rnn
+        results = getattr(ops, f"{cell}_forward").default(*operands, False)
+        y, *states, saved = results
+        needs = 0xFF
+        gradients = getattr(ops, f"{cell}_backward").default(*operands, y, saved, y, *states, needs)
+    assert {t.device for t in (*results, *gradients)} == {torch.device(device)}
+    assert [g.shape for g in gradients[:2]] == [x.shape, h0.shape]
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU by name; nothing can run on it."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(doctor, "_checks", lambda: iter(()))
+
+
+@needs_native
+def test_the_doctor_names_the_gpu_and_what_it_lacks(
+    one_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def examined() -> tuple[int, dict[str, Any]]:
+        status = doctor.main(["--json"])
+        return status, json.loads(capsys.readouterr().out)
+
+    monkeypatch.setattr(native, "_cuda_missing", "the CUDA module was not built: run `make cuda`")
+    status, found = examined()
+    assert status == 1
+    assert found["devices"]["cuda:0"] == "a GPU, sm_90"
+    assert found["compiled"]["CUDA module"] == native.cuda_missing()
+    assert found["problems"] == [f"torch.nn's own code runs on cuda:0: {native.cuda_missing()}"]
+    monkeypatch.setattr(native, "_cuda_missing", None)
+    monkeypatch.setattr(doctor, "_file", lambda module: f"/somewhere/{module}.so")
+    status, found = examined()
+    assert (status, found["problems"]) == (0, [])
+    assert found["compiled"]["CUDA module"] == "/somewhere/fused_rnn._C_cuda.so"

@@ -1,0 +1,163 @@
+"""The host bench itself: it runs right kernels rightly, and finds what is wrong with others."""
+
+import ctypes
+import functools
+import re
+import subprocess
+
+import numpy as np
+import pytest
+from native.build import UnbuildableError
+from native.simt.library import BACKWARD, FORWARD, ORDERS, SIMT, TOYS, machine, program
+
+BLOCK = 64  # kToyBlock
+
+orders = pytest.mark.parametrize("order", ORDERS)
+
+
+def play(toy, order=FORWARD):
+    """Run a toy; return what it read and what it wrote, flat; -1 where it wrote nothing."""
+    toys = machine("toys", TOYS)
+    given = np.random.default_rng(0).standard_normal(5 * BLOCK).astype(np.float32)
+    out = np.full(5 * BLOCK, -1, np.float32)
+    with toys.order(order):
+        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (given, out))
+        toys.function("simt_toy")(toy.encode(), *pointers)
+    return given, out
+
+
+@orders
+def test_indices(order):
+    _, out = play("indices", order)
+    threads = 2 * 3 * 2 * (4 * 2 * 3)
+    np.testing.assert_array_equal(out[:threads], np.arange(threads))
+    assert (out[threads:] == -1).all()
+
+
+@orders
+def test_a_reduction_in_dynamic_shared_memory(order):
+    given, out = play("block_sum", order)
+    np.testing.assert_allclose(out[:3], given.reshape(5, BLOCK)[:3].sum(1), rtol=1e-5)
+
+
+@orders
+def test_static_shared_memory(order):
+    given, out = play("reverse", order)
+    np.testing.assert_array_equal(out[:BLOCK], given[:BLOCK][::-1])
+
+
+@orders
+def test_a_reduction_by_shuffles(order):
+    given, out = play("warp_sum", order)
+    sums = given[: 3 * BLOCK].reshape(-1, 32).sum(1)
+    np.testing.assert_allclose(out[: 3 * BLOCK], sums.repeat(32), rtol=1e-4)
+
+
+@orders
+def test_shuffles_within_eight_lanes(order):
+    given, out = play("shuffles", order)
+    lane = np.arange(BLOCK)
+    of_group = lane % 8
+    sources = [
+        np.where(of_group < 3, lane, lane - 3),
+        np.where(of_group >= 5, lane, lane + 3),
+        lane - of_group + 5,
+        # A lane of a lower group can be read, one of a higher group cannot.
+        np.where((lane ^ 9) // 8 > lane // 8, lane, lane ^ 9),
+    ]
+    np.testing.assert_array_equal(out[: 4 * BLOCK], given[np.concatenate(sources)])
+
+
+@orders
+def test_shuffles_among_some_lanes(order):
+    given, out = play("half_warps", order)
+    lane = np.arange(BLOCK)
+    np.testing.assert_array_equal(out[:BLOCK], given[lane ^ np.where(lane % 32 < 16, 15, 1)])
+
+
+def test_a_missing_barrier_shows_in_every_order():
+    found = {order: play("reverse_without_barrier", order)[1][:BLOCK] for order in ORDERS}
+    for out in found.values():
+        assert np.isnan(out).any()
+    assert (np.isnan(found[FORWARD]) != np.isnan(found[BACKWARD])).all()
+
+
+@pytest.mark.parametrize(("order", "winner"), [(FORWARD, 4), (BACKWARD, 0)])
+def test_the_order_of_blocks(order, winner):
+    assert play("last_block_wins", order)[1][0] == winner
+
+
+def test_random_orders_repeat():
+    seeds = range(2, 12)
+    winners = [[play("last_block_wins", seed)[1][0] for seed in seeds] for _ in range(2)]
+    assert winners[0] == winners[1]
+    assert len(set(winners[0])) > 2
+
+
+def test_shared_memory_begins_as_nan():
+    assert np.isnan(play("unwritten")[1][:BLOCK]).all()
+    _, out = play("stale")
+    assert (out[:BLOCK] == 1).all()
+    assert np.isnan(out[BLOCK : 2 * BLOCK]).all()
+
+
+FAILURES = {
+    "some_leave": r"block \([01], 0, 0\): .*48 have left the kernel, 16 wait at __syncthreads in ",
+    "two_barriers": r"block \(0, 0, 0\): .*32 wait at __syncthreads in line (\d+), 32 wait at __sy",
+    "warp_against_block": r"1 wait at __syncthreads in line \d+, 31 wait at __syncwarp",
+    "absent_lane": r"__shfl_down_sync in line \d+ reads from lane 16, which takes no part",
+    "not_in_mask": r"__syncwarp in line \d+ has a mask without the calling lane",
+    "too_many_rows": r"invalid configuration, grid \(1, 65536, 1\), block \(1, 1, 1\)",
+}
+
+
+@pytest.mark.parametrize("toy", FAILURES)
+@orders
+def test_what_cannot_go_on_is_an_error(toy, order):
+    with pytest.raises(RuntimeError, match=f"^{toy}.*{FAILURES[toy]}"):
+        play(toy, order)
+    given, out = play("reverse", order)  # the machine still runs
+    np.testing.assert_array_equal(out[:BLOCK], given[:BLOCK][::-1])
+
+
+@functools.cache
+def _sanitized_or_reason():
+    try:
+        return program("toys_sanitized", SIMT / "toys_main.cpp", TOYS)
+    except UnbuildableError as reason:
+        return str(reason)
+
+
+def play_sanitized(*toys):
+    path = _sanitized_or_reason()
+    if isinstance(path, str):
+        pytest.skip(path)
+    return subprocess.run([path, *toys], capture_output=True, text=True)
+
+
+def test_right_kernels_under_the_sanitizers():
+    run = play_sanitized("block_sum", "warp_sum", "shuffles", "reverse", "half_warps")
+    assert (run.returncode, run.stdout) == (0, "")
+    assert not re.search("ERROR|runtime error", run.stderr)
+
+
+def test_failures_under_the_sanitizers():
+    run = play_sanitized("warp_sum", "some_leave")
+    assert run.returncode == 2
+    assert "wait in vain" in run.stdout
+    assert not re.search("ERROR|runtime error", run.stderr)
+
+
+@pytest.mark.parametrize(
+    ("toy", "report"),
+    [
+        ("stray_read", "heap-buffer-overflow"),
+        ("stray_write", "heap-buffer-overflow"),
+        ("stray_shared", "heap-buffer-overflow"),
+        ("stray_static", "index 64 out of bounds"),
+    ],
+)
+def test_the_sanitizers_see_what_is_out_of_bounds(toy, report):
+    run = play_sanitized(toy)
+    assert run.returncode not in (0, 2)
+    assert report in run.stderr
