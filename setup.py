@@ -18,8 +18,8 @@ except ImportError:
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
     sys.exit(f"fused_rnn needs torch 2.11 or newer, found {torch.__version__}.")
 
-sys.path.insert(0, str(Path(__file__).parent))  # pip leaves this directory out
-from csrc.cuda import nvcc
+sys.path.insert(0, str(Path(__file__).parent / "csrc" / "cuda"))
+import nvcc
 
 # One build serves every torch from 2.11 and every Python from 3.10 on.
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
@@ -63,6 +63,7 @@ class Build(BuildExtension):
             hint = "\nFUSED_RNN_CUDA=0 builds without the CUDA kernels." if without else ""
             sys.exit(f"fused_rnn: {error}{hint}")
         extension.extra_objects = [str(path) for path in objects]
+        extension.depends = extension.extra_objects
 
 
 CPU_SOURCES = [
@@ -95,17 +96,27 @@ CUDA = CppExtension(
 )
 
 
+def without_cuda() -> str | None:
+    """Return None where this torch and nvcc go together, or why not."""
+    try:
+        release = nvcc.find_toolkit().release
+    except nvcc.CudaBuildError as error:
+        return str(error)
+    # The CUDA runtime linked in is the toolkit's: a newer one than torch's may need a newer driver.
+    same = release.split(".")[0] == torch.version.cuda.split(".")[0]
+    return None if same else f"nvcc is of CUDA {release}, torch of {torch.version.cuda}"
+
+
 def extensions() -> list[Extension]:
     """Return what to build: FUSED_RNN_CUDA is 0, 1, only, or unset where torch and nvcc decide."""
     wanted = os.environ.get("FUSED_RNN_CUDA", "")
     if wanted not in ("", "0", "1", "only"):
         sys.exit(f"FUSED_RNN_CUDA should be 0, 1 or only, got {wanted!r}.")
     if wanted == "" and torch.version.cuda is not None:
-        try:
-            nvcc.find_nvcc()
-            wanted = "1"
-        except nvcc.CudaBuildError as error:
-            print(f"fused_rnn is built without CUDA kernels: {error}", file=sys.stderr)
+        reason = without_cuda()
+        if reason is None:
+            return [CPU, CUDA]
+        print(f"fused_rnn is built without CUDA kernels: {reason}", file=sys.stderr)
     return {"1": [CPU, CUDA], "only": [CUDA]}.get(wanted, [CPU])
 
 

@@ -36,7 +36,12 @@ struct Lstm {
     const V i = sigmoid(pre[0]), f = sigmoid(pre[1]), g = tanh(pre[2]), o = sigmoid(pre[3]);
     const V c = f * c_prev + i * g;
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o, saved[4] = c;
-    return o * tanh(c);
+    return hidden(saved);
+  }
+
+  template <class V>
+  FUSED_RNN_INLINE static V hidden(const V* saved) {
+    return saved[3] * tanh(saved[4]);
   }
 
   template <class V>

@@ -8,6 +8,10 @@
 
 #include "scan.h"
 
+#if !defined(FUSED_RNN_LEVEL)
+#error "order.h stands in the namespace FUSED_RNN_LEVEL, which has no name here"
+#endif
+
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
 
@@ -29,7 +33,7 @@ class Steps {
   const std::int64_t T, N;
 
   // First row of scan step k. Steps -1 and T have no rows.
-  std::int64_t begin(std::int64_t k) const { return row_of_time(time(k)); }
+  std::int64_t begin(std::int64_t k) const { return k < 0 || k >= T ? 0 : row_of_time(time(k)); }
   std::int64_t batch(std::int64_t k) const {
     return k < 0 || k >= T ? 0 : row_of_time(time(k) + 1) - row_of_time(time(k));
   }
@@ -53,6 +57,15 @@ class Steps {
   bool reverse_;
   std::vector<std::int64_t> begin_;
 };
+
+// The end of the group of steps that begins with k and has at most `rows` rows, or one step.
+inline std::int64_t chunk_end(const Steps& s, std::int64_t k, std::int64_t rows) {
+  std::int64_t end = k + 1;
+  while (end < s.T && s.rows(k, end + 1) <= rows) {
+    ++end;
+  }
+  return end;
+}
 
 }  // namespace FUSED_RNN_LEVEL
 }  // namespace fused_rnn

@@ -133,3 +133,29 @@ def test_the_doctor_names_the_gpu_and_what_it_lacks(
     status, found = examined()
     assert (status, found["problems"]) == (0, [])
     assert found["compiled"]["CUDA module"] == "/somewhere/fused_rnn._C_cuda.so"
+
+
+@needs_native
+@pytest.mark.parametrize("way", ["_FORWARD", "_BACKWARD"])
+def test_no_room_is_torchs_error(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    def refuse(*args: Any) -> None:
+        raise RuntimeError("aoti_torch_empty_strided(...) API call failed at operands.h, line 91")
+
+    monkeypatch.setitem(getattr(native, way), "gru", refuse)
+
+    def call(device: str) -> None:
+        empty = torch.empty(1, 1, device="meta")
+        # A device is all that is asked of x.
+        x = type("X", (), {"device": torch.device(device)})()
+        inputs = (x, empty, None, empty, empty, None, None, None)
+        if way == "_FORWARD":
+            native.forward("gru", inputs, None, False, False)
+        else:
+            native.backward(
+                "gru", inputs, None, False, empty, (empty,), None, None, None, (True,) * 8
+            )
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"CUDA out of memory: .* on cuda:1"):
+        call("cuda:1")
+    with pytest.raises(RuntimeError, match="fused_rnn: out of memory"):
+        call("cpu")

@@ -15,6 +15,7 @@ SHAPES = {
     "many-columns": Shape(5, 16, 40, 110),
     "few-rows": Shape(9, 3, 5, 230, bias=False),
     "ragged": ragged([(5 * n) % 9 + 1 for n in range(40)], 9, 75),
+    "large-weights": Shape(3, 5, 700, 395),
 }
 PARALLELS = ["threads", "only_first", "only_last", "in_turn", "late", "crowded", "interrupted"]
 

@@ -172,7 +172,7 @@ class BackwardScan {
     }
     if constexpr (Cell::kHasCell) {
       if (s_.P > 0) {
-        store<T>(unprojected_.get() + (row - to.row) * s_.Hp + unit, saved[3] * tanh(saved[4]));
+        store<T>(unprojected_.get() + (row - to.row) * s_.Hp + unit, Cell::hidden(saved));
       }
     }
   }

@@ -128,14 +128,16 @@ class OperandGradients {
     return [this](std::int64_t k) { return s_.gate_row(a_.w_ih, s_.I, k, 0); };
   }
 
-  // A large W_ih is not packed as a whole, which would double it, but for every chunk in panels
-  // that stay in a core's cache. Sums in T cannot be added up in a narrower dx: one panel deep.
+  // A large W_ih is not packed as a whole, which would double it, but for every chunk in panels, one
+  // for each member. Sums in T cannot be added up in a narrower dx: there a panel has full depth.
   std::int64_t choose_panel_slices() const {
     constexpr std::int64_t kLarge = 1 << 20, kTerms = 1024;
-    if (s_.slices * G * kW * s_.I * static_cast<std::int64_t>(sizeof(T)) < kLarge) {
-      return 0;
-    }
-    return std::is_same<S, T>::value ? std::min(s_.slices, kTerms / (G * kW)) : s_.slices;
+    constexpr std::int64_t kMembers = 8;  // not the team's: how sums are cut must not depend on it
+    const std::int64_t slice_bytes = G * kW * kW * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t all = s_.slices * vectors(s_.I) * slice_bytes;
+    const std::int64_t deep =
+        std::is_same<S, T>::value ? std::min(s_.slices, kTerms / (G * kW)) : s_.slices;
+    return all < kLarge || kMembers * deep * kMaxWidth * slice_bytes >= all ? 0 : deep;
   }
 
   // The chunk's x and h of the step before, in T and padded to whole vectors.

@@ -9,14 +9,6 @@ namespace FUSED_RNN_LEVEL {
 constexpr std::int64_t kForwardChunkRows = 96;
 constexpr std::int64_t kBackwardChunkRows = 384;
 
-inline std::int64_t chunk_end(const Steps& s, std::int64_t k, std::int64_t rows) {
-  std::int64_t end = k + 1;
-  while (end < s.T && s.rows(k, end + 1) <= rows) {
-    ++end;
-  }
-  return end;
-}
-
 inline std::int64_t chunk_begin(const Steps& s, std::int64_t end, std::int64_t rows) {
   std::int64_t k = end - 1;
   while (k > 0 && s.rows(k - 1, end) <= rows) {

@@ -71,7 +71,7 @@ class Team {
   };
 
  private:
-  static constexpr int kPatience = 64;
+  static constexpr int kPatience = 128;
 
   struct Claim {
     // (phase, items of this owner's share already claimed in it)
@@ -110,21 +110,24 @@ class Team {
     return sum >= target;
   }
 
-  bool reached(std::int64_t target, int spins) const {
-    for (; !reached(target); --spins) {
-      if (spins == 0) {
-        return false;
+  // Looks about `polls` times at the others' counts, less often the more of them there are.
+  bool reached(std::int64_t target, int polls) const {
+    for (int looked = 0; looked < polls; looked += members_) {
+      if (reached(target)) {
+        return true;
       }
       pause();
     }
-    return true;
+    return false;
   }
 
   void wait(std::int64_t target) const {
     // Some tens of microseconds; then whoever needs the core shall have it.
-    constexpr int kSpins = 2000;
-    while (!reached(target, kSpins)) {
-      std::this_thread::yield();
+    constexpr int kPolls = 2000;
+    if (!reached(target, kPolls)) {
+      while (!reached(target)) {
+        std::this_thread::yield();
+      }
     }
   }
 

@@ -1,6 +1,10 @@
 // The fused gate kernels: all gates, states and outputs of one step, or all their gradients, in one
 // pass over memory. A thread has some neighbouring hidden units of one sequence, with all their
 // gates, so there is nothing to share and nothing to synchronise.
+#include <cstdint>
+#include <initializer_list>
+#include <type_traits>
+
 #include "cells.h"
 #include "launch.cuh"
 #include "steps.h"
@@ -155,7 +159,7 @@ __device__ __forceinline__ void backward_units(const BackwardStep& a, std::int64
     Cell::backward(unit, prev[i], dh[i], carry[i], d);
 #pragma unroll
     for (int p = 0; p < kPre; ++p) dpre[p][i] = d[p];
-    if constexpr (Cell::kHasCell) h[i] = unit[3] * tanh(unit[4]);
+    if constexpr (Cell::kHasCell) h[i] = Cell::hidden(unit);
   }
   if constexpr (kHasState) {
     store<kCount>(at<T>(a.carry, n, a.H, j), carry);
@@ -177,48 +181,40 @@ __device__ __forceinline__ void backward_units(const BackwardStep& a, std::int64
   }
 }
 
-// blockDim.x threads along a row, blockDim.y rows; more rows than the grid has are taken in turns.
-template <class Cell, class S, int kCount>
-__global__ void __launch_bounds__(kBlock) forward_step(ForwardStep a) {
-  const std::int64_t j =
-      (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kCount;
-  if (j >= a.H) {
+// f(n, j) for all N rows and each `count` of their `units`: blockDim.x threads along a row, blockDim.y
+// rows; more rows than the grid has are taken in turns.
+template <class F>
+__device__ __forceinline__ void for_units(std::int64_t N, std::int64_t units, int count, F&& f) {
+  const std::int64_t j = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * count;
+  if (j >= units) {
     return;
   }
   const std::int64_t rows = static_cast<std::int64_t>(gridDim.y) * blockDim.y;
-  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; n < a.N;
+  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; n < N;
        n += rows) {
-    forward_units<Cell, S, kCount>(a, n, j);
+    f(n, j);
   }
+}
+
+template <class Cell, class S, int kCount>
+__global__ void __launch_bounds__(kBlock) forward_step(ForwardStep a) {
+  for_units(a.N, a.H, kCount,
+            [&](std::int64_t n, std::int64_t j) { forward_units<Cell, S, kCount>(a, n, j); });
 }
 
 template <class Cell, class S, int kCount>
 __global__ void __launch_bounds__(kBlock) backward_step(BackwardStep a) {
-  const std::int64_t j =
-      (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kCount;
-  if (j >= a.H) {
-    return;
-  }
-  const std::int64_t rows = static_cast<std::int64_t>(gridDim.y) * blockDim.y;
-  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; n < a.N;
-       n += rows) {
-    backward_units<Cell, S, kCount>(a, n, j);
-  }
+  for_units(a.N, a.H, kCount,
+            [&](std::int64_t n, std::int64_t j) { backward_units<Cell, S, kCount>(a, n, j); });
 }
 
 template <class S>
 __global__ void __launch_bounds__(kBlock) hidden_step(HiddenStep a) {
-  const std::int64_t j = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (j >= a.P) {
-    return;
-  }
-  const std::int64_t rows = static_cast<std::int64_t>(gridDim.y) * blockDim.y;
-  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; n < a.N;
-       n += rows) {
+  for_units(a.N, a.P, 1, [&](std::int64_t n, std::int64_t j) {
     typename ComputeType<S>::type dh[1] = {};
     hidden_gradient<S>(a, n, a.P, j, dh);
     store<1>(at<S>(a.dh, n, a.P, j), dh);
-  }
+  });
 }
 
 bool aligned(std::initializer_list<const void*> pointers) {

@@ -23,6 +23,8 @@ WERROR = ("-Werror", "all-warnings")
 # -Wno-unused-parameter: nvcc's own stubs leave some unused.
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter")
 
+OLDEST_RELEASE = (12, 0)
+LAUNCHERS = ("ccache", "sccache", "distcc")
 # Turing to Blackwell, each with its own code; the newest as PTX too, for what comes after it.
 DEFAULT_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
@@ -74,13 +76,22 @@ def find_toolkit() -> Toolkit:
     release = re.search(r"release (\d+\.\d+)", version)
     if release is None:
         raise CudaBuildError(f"{nvcc} --version named no release: {version.strip()!r}")
+    if tuple(map(int, release[1].split("."))) < OLDEST_RELEASE:
+        oldest = ".".join(map(str, OLDEST_RELEASE))
+        raise CudaBuildError(f"the CUDA kernels need nvcc {oldest} or newer, found {release[1]}.")
     numbers = re.findall(r"sm_(\d+)", _output([nvcc, "--list-gpu-code"]))
     return Toolkit(nvcc, release[1], frozenset(numbers))
 
 
+def host_compiler() -> list[str]:
+    """Return nvcc's flags for the compiler that CXX names, past a cache that starts it."""
+    words = [word for word in os.environ.get("CXX", "").split() if Path(word).name not in LAUNCHERS]
+    return ["-ccbin", words[0]] if words else []
+
+
 def find_static_runtime(toolkit: Toolkit) -> Path:
     """Return the path of the CUDA runtime's static library."""
-    plan = _output([toolkit.nvcc, "--dryrun", "-c", str(SOURCES[0])])
+    plan = _output([toolkit.nvcc, *host_compiler(), "--dryrun", "-c", str(SOURCES[0])])
     directories = re.findall(r'"-L([^"]+)"', plan)
     for directory in directories:
         library = Path(directory) / "libcudart_static.a"
@@ -96,6 +107,8 @@ def architectures(wanted: str | None, toolkit: Toolkit) -> list[Architecture]:
     """Read a list in TORCH_CUDA_ARCH_LIST's form, "8.0;9.0a+PTX"; None or "" give the default."""
     if wanted is None or not wanted.strip():
         known = [number for number in DEFAULT_ARCHITECTURES if number in toolkit.numbers]
+        if not known:
+            raise CudaBuildError(f"nvcc {toolkit.release} knows none of {DEFAULT_ARCHITECTURES}.")
         return [Architecture(number, ptx=number == known[-1]) for number in known]
     found: dict[str, Architecture] = {}
     for item in re.split(r"[;,\s]+", wanted.strip(" ;,\t")):
@@ -141,9 +154,7 @@ def compile_objects(directory: Path, *, werror: bool = False) -> list[Path]:
     targets = architectures(os.environ.get("TORCH_CUDA_ARCH_LIST"), toolkit)
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
     host = ",".join((*HOST_FLAGS, "-Werror") if werror else HOST_FLAGS)
-    flags = [*FLAGS, "-Xcompiler", host, *(WERROR if werror else ())]
-    if "CXX" in os.environ:
-        flags += ["-ccbin", os.environ["CXX"].split()[0]]
+    flags = [*FLAGS, *host_compiler(), "-Xcompiler", host, *(WERROR if werror else ())]
     for target in targets:
         flags += target.gencode()
     directory.mkdir(parents=True, exist_ok=True)
@@ -156,6 +167,7 @@ def compile_objects(directory: Path, *, werror: bool = False) -> list[Path]:
         if not (output.exists() and record.exists() and record.read_text() == state):
             names = ", ".join(f"sm_{target.number}" for target in targets)
             print(f"compiling {source.name} for {names}", flush=True)
+            record.unlink(missing_ok=True)  # it must not vouch for what an interruption leaves
             _output([*command, "--threads", jobs, "-o", str(output)])
             record.write_text(state)
         objects.append(output)

@@ -5,15 +5,21 @@
 // current one.
 #pragma once
 
-#include "gemm.h"
 #include "operands.h"
 #define FUSED_RNN_LEVEL order
 #include "order.h"
 #undef FUSED_RNN_LEVEL
 #include "steps.h"
+#include "torch_calls.h"
 
 namespace fused_rnn {
 namespace cuda {
+
+// Of the input product, at inference. The host bench wants several chunks of small sizes.
+#if !defined(FUSED_RNN_CHUNK_ELEMENTS)
+#define FUSED_RNN_CHUNK_ELEMENTS (1 << 24)
+#endif
+constexpr std::int64_t kChunkElements = FUSED_RNN_CHUNK_ELEMENTS;
 
 // One problem: what forward and backward share.
 class Stepwise {
@@ -42,13 +48,15 @@ class Stepwise {
     if (in_.N == 0) {
       return out;
     }
-    const Tensor all = training ? out[3] : in_.empty({rows_ * columns_}, real);
-    Tensor gates = matrix(all, 0, rows_, columns_);
-    multiply(matrix(in_.x, 0, rows_, in_.I), transposed(in_.w_ih), gates);
+    // In inference the input product is made for some steps at a time: it need not outlive them.
+    const std::int64_t capacity =
+        training ? rows_ : std::min(rows_, std::max(in_.N, kChunkElements / columns_));
+    const Tensor all = training ? out[3] : in_.empty({capacity * columns_}, real);
+    const Tensor w_ih = transposed(in_.w_ih);
 
     const Tensor recurrent = in_.empty({in_.N, columns_}, real);
-    const Tensor c = lstm && !training ? in_.empty({in_.N, in_.H}, real) : gates;
-    const Tensor unprojected = in_.P > 0 ? in_.empty({in_.N, in_.H}) : gates;
+    const Tensor c = lstm && !training ? in_.empty({in_.N, in_.H}, real) : all;
+    const Tensor unprojected = in_.P > 0 ? in_.empty({in_.N, in_.H}) : all;
     // Where sequences join late, the product's rows lie in two arrays; here they stand together.
     Tensor carried = joins_ ? in_.empty({in_.N, in_.R}) : in_.h0;
     if (joins_) {
@@ -61,14 +69,22 @@ class Stepwise {
     s.recurrent = recurrent.const_data_ptr();
     s.training = training;
     s.c_n = lstm ? write(out[2]) : nullptr;
+    std::int64_t chunk_begins = 0, chunk_ends = 0;  // a row, a step
     for (std::int64_t k = 0; k < steps_.T; ++k) {
+      if (k == chunk_ends) {
+        chunk_ends = order::chunk_end(steps_, k, capacity);
+        chunk_begins = steps_.first_row(k, chunk_ends);
+        const std::int64_t rows = steps_.rows(k, chunk_ends);
+        Tensor gates = matrix(all, 0, rows, columns_);
+        multiply(matrix(in_.x, chunk_begins, rows, in_.I), w_ih, gates);
+      }
       set_step(s, k);
       const std::int64_t begin = steps_.begin(k), before = steps_.begin(k - 1);
       const bool from_y = !joins_ && k > 0;
       Tensor sums = matrix(recurrent, 0, s.N, columns_);
       multiply(matrix(from_y ? out[0] : carried, from_y ? before : 0, s.N, in_.R), w_hh, sums);
 
-      s.gates = at(all, real_, begin * columns_);
+      s.gates = at(all, real_, (begin - chunk_begins) * columns_);
       void* const extra = training ? at(all, real_, rows_ * columns_ + begin * in_.H) : nullptr;
       if (lstm) {
         s.prev = training ? at(all, real_, rows_ * columns_ + before * in_.H) : c.data_ptr();
@@ -109,21 +125,25 @@ class Stepwise {
     const Tensor w_hh = matrix(in_.w_hh), w_hr = in_.P > 0 ? matrix(*in_.w_hr) : w_hh;
 
     BackwardStep s{};
-    s.recurrent = recurrent.const_data_ptr();
-    s.dh_n = read(given.dh_n), s.dc_n = read(given.dc_n);
+    s.dc_n = read(given.dc_n);
     s.carry = has_extra() ? carry.data_ptr() : nullptr;
     for (std::int64_t k = steps_.T - 1; k >= 0; --k) {
       set_step(s, k);
       const std::int64_t begin = steps_.begin(k), before = steps_.begin(k - 1);
-      s.dy = given.dy.has_value() ? at(*given.dy, element_, begin * in_.R) : nullptr;
+      const void* const dy =
+          given.dy.has_value() ? at(*given.dy, element_, begin * in_.R) : nullptr;
       if (in_.P > 0) {
-        launch_hidden_step({s.dtype, s.N, in_.P, s.outer, s.dy, s.recurrent, s.dh_n,
-                            at(dprojected, element_, begin * in_.P)},
+        launch_hidden_step({s.dtype, s.N, in_.P, s.outer, dy, recurrent.const_data_ptr(),
+                            read(given.dh_n), at(dprojected, element_, begin * in_.P)},
                            stream_);
         Tensor unit = matrix(dh, 0, s.N, in_.H);
         multiply(matrix(dprojected, begin, s.N, in_.P), w_hr, unit);
         s.dh = dh.const_data_ptr();
         s.h = at(unprojected, element_, begin * in_.H);
+      } else {
+        s.dy = dy;
+        s.recurrent = recurrent.const_data_ptr();
+        s.dh_n = read(given.dh_n);
       }
       s.gates = at(given.saved, real_, begin * columns_);
       if (has_extra()) {
@@ -135,8 +155,10 @@ class Stepwise {
       s.dgates_x = at(dgates_x, element_, begin * columns_);
       s.dgates_h = gru ? at(dgates_h, element_, begin * columns_) : nullptr;
       launch_backward_step(s, stream_);
-      Tensor passed = matrix(recurrent, 0, s.N, in_.R);
-      multiply(matrix(dgates_h, begin, s.N, columns_), w_hh, passed);
+      if (k > 0 || out[1].numel() > 0) {
+        Tensor passed = matrix(recurrent, 0, s.N, in_.R);
+        multiply(matrix(dgates_h, begin, s.N, columns_), w_hh, passed);
+      }
     }
     initial_gradients(recurrent, carry, out);
     operand_gradients(given, dgates_x, dgates_h, dprojected, unprojected, out);
@@ -204,7 +226,11 @@ class Stepwise {
       sum_rows(dgates_x, out[5]);
     }
     if (out[6].numel() > 0) {
-      sum_rows(dgates_h, out[6]);
+      if (cell_ != CellKind::kGru && out[5].numel() > 0) {
+        torch::stable::copy_(out[6], out[5]);
+      } else {
+        sum_rows(dgates_h, out[6]);
+      }
     }
     if (out[7].numel() > 0) {
       multiply(transposed(dprojected), unprojected, out[7]);

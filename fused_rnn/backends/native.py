@@ -82,11 +82,17 @@ def forward(
     cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
     """See :meth:`fused_rnn.backends.Backend.forward`."""
-    if cell == "lstm":
-        y, h_n, c_n, saved = _FORWARD[cell](*inputs, batch_sizes, reverse, training)
-        return y, h_n, c_n, (saved,)
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
-    y, h_n, saved = _FORWARD[cell](x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, training)
+    try:
+        if cell == "lstm":
+            y, h_n, c_n, saved = _FORWARD[cell](*inputs, batch_sizes, reverse, training)
+            return y, h_n, c_n, (saved,)
+        y, h_n, saved = _FORWARD[cell](
+            x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, training
+        )
+    except RuntimeError as error:
+        _raise_out_of_memory(error, x.device)
+        raise
     return y, h_n, None, (saved,)
 
 
@@ -103,18 +109,34 @@ def backward(
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """See :meth:`fused_rnn.backends.Backend.backward`."""
-    if cell == "lstm":
-        mask = sum(need << bit for bit, need in enumerate(needs))
-        given = _BACKWARD[cell](*inputs, batch_sizes, reverse, y, *saved, dy, dh_n, dc_n, mask)
-        return tuple(d if need else None for d, need in zip(given, needs, strict=True))
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
-    needed = (*needs[:2], *needs[3:7])
+    needed = needs if cell == "lstm" else (*needs[:2], *needs[3:7])
     mask = sum(need << bit for bit, need in enumerate(needed))
-    given = _BACKWARD[cell](
-        x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, y, *saved, dy, dh_n, mask
-    )
+    try:
+        if cell == "lstm":
+            given = _BACKWARD[cell](*inputs, batch_sizes, reverse, y, *saved, dy, dh_n, dc_n, mask)
+            return tuple(d if need else None for d, need in zip(given, needs, strict=True))
+        given = _BACKWARD[cell](
+            x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, y, *saved, dy, dh_n, mask
+        )
+    except RuntimeError as error:
+        _raise_out_of_memory(error, x.device)
+        raise
     dx, dh0, *dweights = (d if need else None for d, need in zip(given, needed, strict=True))
     return dx, dh0, None, *dweights, None
+
+
+def _raise_out_of_memory(error: RuntimeError, device: torch.device) -> None:
+    """Raise what torch would have raised where there was no room for a result.
+
+    The stable ABI tells which call failed, but not why; making an empty tensor has one reason.
+    """
+    if "aoti_torch_empty_strided" not in str(error):
+        return
+    message = "out of memory: there is no room for a result or for what backward needs"
+    if device.type == "cuda":
+        raise torch.OutOfMemoryError(f"CUDA {message} on {device}") from error
+    raise RuntimeError(f"fused_rnn: {message}") from error
 
 
 def _register() -> None:

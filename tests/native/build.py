@@ -182,7 +182,8 @@ def stepwise() -> Path:
     flags = (
         *("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"),
         *("-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
-        "-DFUSED_RNN_FEW_THREADS=16",  # wide accesses at small sizes too
+        # Wide accesses, and several chunks, at small sizes too.
+        *("-DFUSED_RNN_FEW_THREADS=16", "-DFUSED_RNN_CHUNK_ELEMENTS=256"),
         *(f"-I{path}" for path in sources),
     )
     units = [

@@ -1,4 +1,5 @@
-// What the stepwise path takes from PyTorch: matrix products and views, through the stable ABI.
+// What the stepwise path takes from PyTorch through the stable ABI: views, matrix products, sums, the
+// current device and stream.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -50,15 +51,17 @@ Tensor call(const char* op, const char* overload, std::array<StableIValue, kCoun
 // before the gates see them.
 inline void multiply(const Tensor& a, const Tensor& b, Tensor& out) {
   using torch::stable::detail::from;
-  if (a.scalar_type() == out.scalar_type()) {
+  const auto type = out.scalar_type();
+  if (a.scalar_type() == type) {
     call<3>("aten::mm", "out", {from(a), from(b), from(out)});
-  } else if (a.is_cpu()) {  // the test bench: mm with a type of its own is cuBLAS's alone
-    const auto type = out.scalar_type();
-    const Tensor wide_a = torch::stable::to(a, type), wide_b = torch::stable::to(b, type);
-    call<3>("aten::mm", "out", {from(wide_a), from(wide_b), from(out)});
-  } else {
-    call<4>("aten::mm", "dtype_out", {from(a), from(b), from(out.scalar_type()), from(out)});
+    return;
   }
+#if defined(FUSED_RNN_HOST_BENCH)  // only cuBLAS has products with a type of their own
+  const Tensor wide_a = torch::stable::to(a, type), wide_b = torch::stable::to(b, type);
+  call<3>("aten::mm", "out", {from(wide_a), from(wide_b), from(out)});
+#else
+  call<4>("aten::mm", "dtype_out", {from(a), from(b), from(type), from(out)});
+#endif
 }
 
 // out[j] = sum over rows of t[..][j], in a fixed order.
@@ -80,7 +83,11 @@ inline Stream current_stream(const Tensor&) { return nullptr; }
 #else
 // Kernels are launched on the current device, which need not be the tensors'.
 struct DeviceGuard {
-  explicit DeviceGuard(const Tensor& t) : guard(t.get_device_index()) {}
+  explicit DeviceGuard(const Tensor& x) : guard(checked_index(x)) {}
+  static torch::stable::accelerator::DeviceIndex checked_index(const Tensor& x) {
+    STD_TORCH_CHECK(x.is_cuda(), "fused_rnn: x should be on the CUDA device of the others");
+    return x.get_device_index();
+  }
   torch::stable::accelerator::DeviceGuard guard;
 };
 inline Stream current_stream(const Tensor& t) {
