@@ -181,40 +181,49 @@ __device__ __forceinline__ void backward_units(const BackwardStep& a, std::int64
   }
 }
 
-// f(n, j) for all N rows and each `count` of their `units`: blockDim.x threads along a row, blockDim.y
-// rows; more rows than the grid has are taken in turns.
-template <class F>
-__device__ __forceinline__ void for_units(std::int64_t N, std::int64_t units, int count, F&& f) {
-  const std::int64_t j = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * count;
-  if (j >= units) {
-    return;
-  }
-  const std::int64_t rows = static_cast<std::int64_t>(gridDim.y) * blockDim.y;
-  for (std::int64_t n = static_cast<std::int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; n < N;
-       n += rows) {
-    f(n, j);
-  }
+// A thread's place: blockDim.x threads along a row, blockDim.y rows; more rows than the grid has are
+// taken in turns. (A loop that calls a lambda takes half as many registers again on sm_100.)
+struct Place {
+  std::int64_t n, step;  // the first row, and from one to the next
+  std::int64_t j;        // the first hidden unit
+};
+
+__device__ __forceinline__ Place place(int count) {
+  return {static_cast<std::int64_t>(blockIdx.y) * blockDim.y + threadIdx.y,
+          static_cast<std::int64_t>(gridDim.y) * blockDim.y,
+          (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * count};
 }
 
 template <class Cell, class S, int kCount>
 __global__ void __launch_bounds__(kBlock) forward_step(ForwardStep a) {
-  for_units(a.N, a.H, kCount,
-            [&](std::int64_t n, std::int64_t j) { forward_units<Cell, S, kCount>(a, n, j); });
+  const Place from = place(kCount);
+  if (from.j < a.H) {
+    for (std::int64_t n = from.n; n < a.N; n += from.step) {
+      forward_units<Cell, S, kCount>(a, n, from.j);
+    }
+  }
 }
 
 template <class Cell, class S, int kCount>
 __global__ void __launch_bounds__(kBlock) backward_step(BackwardStep a) {
-  for_units(a.N, a.H, kCount,
-            [&](std::int64_t n, std::int64_t j) { backward_units<Cell, S, kCount>(a, n, j); });
+  const Place from = place(kCount);
+  if (from.j < a.H) {
+    for (std::int64_t n = from.n; n < a.N; n += from.step) {
+      backward_units<Cell, S, kCount>(a, n, from.j);
+    }
+  }
 }
 
 template <class S>
 __global__ void __launch_bounds__(kBlock) hidden_step(HiddenStep a) {
-  for_units(a.N, a.P, 1, [&](std::int64_t n, std::int64_t j) {
-    typename ComputeType<S>::type dh[1] = {};
-    hidden_gradient<S>(a, n, a.P, j, dh);
-    store<1>(at<S>(a.dh, n, a.P, j), dh);
-  });
+  const Place from = place(1);
+  if (from.j < a.P) {
+    for (std::int64_t n = from.n; n < a.N; n += from.step) {
+      typename ComputeType<S>::type dh[1] = {};
+      hidden_gradient<S>(a, n, a.P, from.j, dh);
+      store<1>(at<S>(a.dh, n, a.P, from.j), dh);
+    }
+  }
 }
 
 bool aligned(std::initializer_list<const void*> pointers) {
