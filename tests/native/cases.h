@@ -48,7 +48,8 @@ inline std::vector<Sizes> all_sizes() {
 
 // With work for several threads.
 inline std::vector<Sizes> team_sizes() {
-  return {{3, 60, 5, 33}, {3, 9, 7, 90, false}, {8, 40, 9, 40, true, falling(40, 5)}, {2, 5, 700, 395}};
+  return {
+      {3, 60, 5, 33}, {3, 9, 7, 90, false}, {8, 40, 9, 40, true, falling(40, 5)}, {2, 5, 700, 395}};
 }
 
 struct Variant {
