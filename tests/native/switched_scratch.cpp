@@ -24,9 +24,9 @@ void* scratch_allocate(std::size_t bytes) {
   return block;
 }
 
-void scratch_free(void* block, std::size_t bytes) noexcept {
+void scratch_free(void* block, std::size_t bytes, bool keep) noexcept {
   if (bench::scratch == bench::Scratch::kKept) {
-    kept_free(block, bytes);
+    kept_free(block, bytes, keep);
   } else {
     ::operator delete(block, kAlign);
   }
