@@ -19,7 +19,7 @@ from fused_rnn.backends.base import Backend, Inputs, Problem, Selection
 from fused_rnn.backends.transforms import ONLY_REFERENCE
 
 # The modules of the backends import the names above from here.
-from fused_rnn.backends import native, reference  # isort: skip
+from fused_rnn.backends import native, reference, triton  # isort: skip
 
 __all__ = [
     "BACKENDS",
@@ -38,7 +38,12 @@ __all__ = [
 ]
 
 # In the order in which the automatic choice asks them.
-BACKENDS: dict[str, Backend] = {b.name: b for b in cast("list[Backend]", [native, reference])}
+BACKENDS: dict[str, Backend] = {
+    b.name: b for b in cast("list[Backend]", [native, triton, reference])
+}
+
+# What the automatic choice leaves alone, and why: nobody shall be worse off for a guess of ours.
+_BY_NAME_ONLY = {"triton": "it has not been tried on a GPU yet, so it has to be asked for by name"}
 
 # torch.nn's own forward, under a name that can be asked for.
 TORCH = "torch"
@@ -142,7 +147,7 @@ def _automatic(problem: tuple[Any, ...]) -> Selection:
         if backend is reference and problem.transform not in ONLY_REFERENCE:
             refusals[name] = "torch.nn's own forward is faster"
             continue
-        reason = backend.available() or backend.supports(problem)
+        reason = backend.available() or backend.supports(problem) or _BY_NAME_ONLY.get(name)
         if reason is None:
             return Selection(backend, refusals)
         refusals[name] = reason
