@@ -81,8 +81,8 @@ def run_cell(
         else:
             return None
     except Exception:
-        # Operands that do not fit may raise anything on the way here (no tensor, no such dim): torch
-        # says it better. Those that fit lose nothing.
+        # Operands that do not fit may raise anything on the way here (no tensor, no such dim):
+        # torch says it better. Those that fit lose nothing.
         if cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
             raise
         return None
