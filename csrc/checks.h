@@ -37,8 +37,8 @@ inline Sizes sizes_of(const Tensor& t) {
   return sizes;
 }
 
-inline Dtype checked_dtype(const Tensor& x) {
-  switch (x.scalar_type()) {
+inline Dtype checked_dtype(torch::headeronly::ScalarType type) {
+  switch (type) {
 #define FUSED_RNN_CASE(name, stored, compute) \
   case torch::headeronly::ScalarType::name:   \
     return Dtype::k##name;
@@ -49,9 +49,11 @@ inline Dtype checked_dtype(const Tensor& x) {
   }
   STD_TORCH_CHECK(false,
                   "fused_rnn: x should be of dtype float32, float64, float16 or bfloat16, got ",
-                  torch::headeronly::toString(x.scalar_type()));
+                  torch::headeronly::toString(type));
   return Dtype::kFloat;
 }
+
+inline Dtype checked_dtype(const Tensor& x) { return checked_dtype(x.scalar_type()); }
 
 inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();

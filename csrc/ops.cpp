@@ -65,7 +65,8 @@ struct Cpu {
     a.y = write(out[0]);
     a.h_n = write(out[1]);
     a.c_n = lstm ? write(out[2]) : nullptr;
-    a.saved = training ? write(out[3]) : nullptr;
+    a.training = training;
+    a.saved = write(out[3]);
     if (in.N > 0) {
       cpu::level().forward(a);
     }
@@ -78,7 +79,7 @@ struct Cpu {
     fill(a, in, cell, reverse);
     in.check_saved(given.saved, cpu::level().saved_elements(a));
     a.y = given.y.const_data_ptr();
-    a.saved = given.saved.const_data_ptr();
+    a.saved = read(given.saved);
     a.dy = read(given.dy);
     a.dh_n = read(given.dh_n);
     a.dc_n = read(given.dc_n);
@@ -99,15 +100,42 @@ struct Cpu {
 
 std::string simd_level() { return cpu::level().name; }
 
+CellKind checked_cell(const std::string& cell) {
+  constexpr std::pair<const char*, CellKind> kCells[] = {{"lstm", CellKind::kLstm},
+                                                         {"gru", CellKind::kGru},
+                                                         {"rnn_tanh", CellKind::kRnnTanh},
+                                                         {"rnn_relu", CellKind::kRnnRelu}};
+  for (const auto& [name, kind] : kCells) {
+    if (cell == name) {
+      return kind;
+    }
+  }
+  STD_TORCH_CHECK(false, "fused_rnn: cell should be lstm, gru, rnn_tanh or rnn_relu, got ", cell);
+  return CellKind::kLstm;
+}
+
+// Elements of `saved` for each row of the data: what tells torch's tracers its size.
+std::int64_t saved_per_row(std::string cell, torch::headeronly::ScalarType dtype, std::int64_t H) {
+  STD_TORCH_CHECK(H > 0, "fused_rnn: H should be positive, got ", H);
+  ScanArgs a{};
+  a.cell = checked_cell(cell);
+  a.dtype = checked_dtype(dtype);
+  a.T = a.N = a.I = 1;
+  a.H = H;
+  return cpu::level().saved_elements(a);
+}
+
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   define_ops(m);
   m.def("simd_level() -> str");
+  m.def("saved_per_row(str cell, ScalarType dtype, int H) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { implement_ops<Cpu>(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("simd_level", TORCH_BOX(&simd_level));
+  m.impl("saved_per_row", TORCH_BOX(&saved_per_row));
 }
 
 }  // namespace

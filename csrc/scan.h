@@ -37,11 +37,11 @@ struct ScanArgs {
 };
 
 struct ForwardArgs : ScanArgs {
-  void* y;      // (rows, R)
-  void* h_n;    // (N, R)     each sequence's state after its last scanned step
-  void* c_n;    // (N, H)     LSTM; null otherwise
-  void* saved;  // saved_elements(args) elements of the arithmetic's type, for backward; null:
-                // inference
+  void* y;        // (rows, R)
+  void* h_n;      // (N, R)     each sequence's state after its last scanned step
+  void* c_n;      // (N, H)     LSTM; null otherwise
+  bool training;  // fill `saved`
+  void* saved;    // saved_elements(args) elements of the arithmetic's type, for backward
 };
 
 struct BackwardArgs : ScanArgs {

@@ -144,19 +144,29 @@ class BackwardScan {
   FUSED_RNN_INLINE void unit_gradient(std::int64_t k, const Chunk& to, std::int64_t n,
                                       std::int64_t slice, V dh) {
     const std::int64_t row = steps_.begin(k) + n, unit = slice * kW;
-    const T* base = static_cast<const T*>(a_.saved) + slice * steps_.total() * Cell::kSaved * kW;
+    const T* base = static_cast<const T*>(a_.saved) + slice * steps_.total() * s_.kKept * kW;
     V saved[Cell::kSaved];
-    for (int i = 0; i < Cell::kSaved; ++i) {
-      saved[i] = load(base + (row * Cell::kSaved + i) * kW);
+    for (int i = 0; i < s_.kKept; ++i) {
+      saved[i] = load(base + (row * s_.kKept + i) * kW);
+    }
+    const auto hidden = [&](std::int64_t at) {
+      return load(static_cast<const S*>(a_.y) + at * s_.H + unit, s_.valid(slice));
+    };
+    if (s_.kHiddenInY) {
+      saved[Cell::kSaved - 1] = hidden(row);
     }
     V prev{}, carry{}, dpre[kPre];
     T* const carried = kHasState ? carry_.get() + n * s_.Hp + unit : nullptr;
     if (kHasState) {
       carry = load(carried);
-      prev = n < steps_.batch(k - 1)
-                 ? load(base + ((steps_.begin(k - 1) + n) * Cell::kSaved + Cell::kSaved - 1) * kW)
-                 : load(static_cast<const S*>(Cell::kHasCell ? a_.c0 : a_.h0) + n * s_.H + unit,
-                        s_.valid(slice));
+      const std::int64_t before = steps_.begin(k - 1) + n;
+      if (n >= steps_.batch(k - 1)) {
+        prev = load(static_cast<const S*>(Cell::kHasCell ? a_.c0 : a_.h0) + n * s_.H + unit,
+                    s_.valid(slice));
+      } else {
+        prev =
+            s_.kHiddenInY ? hidden(before) : load(base + (before * s_.kKept + s_.kKept - 1) * kW);
+      }
     }
     Cell::backward(saved, prev, dh, carry, dpre);
     if (kHasState) {

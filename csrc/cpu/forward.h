@@ -249,8 +249,8 @@ class ForwardScan {
       store<S>(static_cast<S*>(a_.c_n) + n * s_.H + unit, saved[Cell::kSaved - 1], s_.valid(slice));
     }
     if (kTraining) {
-      T* out = static_cast<T*>(a_.saved) + (slice * steps_.total() + row) * Cell::kSaved * kW;
-      for (int i = 0; i < Cell::kSaved; ++i) {
+      T* out = static_cast<T*>(a_.saved) + (slice * steps_.total() + row) * s_.kKept * kW;
+      for (int i = 0; i < s_.kKept; ++i) {
         store<T>(out + i * kW, saved[i]);
       }
     }

@@ -50,7 +50,7 @@ class OperandGradients {
         panels_(a.dx != nullptr ? members * panel_slices_ * G * kW * kMaxWidth * kW : 0),
         dbias_(s.slices * kPre * kW),
         x_(a.dw_ih != nullptr && !x_fits() ? capacity * padded(s.I) : 0),
-        h_(a.dw_hh != nullptr ? capacity * s.Rp : 0),
+        h_(a.dw_hh != nullptr && !h_fits() ? capacity * s.Rp : 0),
         dw_ih_(a.dw_ih, G * s.H * s.I),
         dw_hh_(a.dw_hh, G * s.H * s.R),
         dw_hr_(a.dw_hr, s.P * s.H) {}
@@ -143,7 +143,8 @@ class OperandGradients {
   // The chunk's x and h of the step before, in T and padded to whole vectors.
   void stage(Team::Member& m, const Chunk& c) {
     const bool x_wanted = a_.dw_ih != nullptr && !x_fits();
-    if (!x_wanted && a_.dw_hh == nullptr) {
+    const bool h_wanted = a_.dw_hh != nullptr && !h_fits();
+    if (!x_wanted && !h_wanted) {
       return;
     }
     m.run(c.end - c.begin, [&](std::int64_t i) {
@@ -154,7 +155,7 @@ class OperandGradients {
           copy_row(static_cast<const S*>(a_.x) + row * s_.I, s_.I,
                    x_.get() + (row - c.row) * padded(s_.I));
         }
-        if (a_.dw_hh != nullptr) {
+        if (h_wanted) {
           const S* h = n < steps_.batch(k - 1)
                            ? static_cast<const S*>(a_.y) + (steps_.begin(k - 1) + n) * s_.R
                            : static_cast<const S*>(a_.h0) + n * s_.R;
@@ -175,6 +176,11 @@ class OperandGradients {
     return x_.get();
   }
 
+  // So does h of the step before: an earlier row of y, or h0, where no sequence begins late.
+  bool h_fits() const {
+    return std::is_same<S, T>::value && s_.R % kW == 0 && a_.batch_sizes == nullptr;
+  }
+
   static void copy_row(const S* from, std::int64_t columns, T* to) {
     for (std::int64_t j = 0; j < columns; j += kW) {
       store<T>(to + j, load(from + j, std::min(kW, columns - j)));
@@ -186,22 +192,47 @@ class OperandGradients {
     for (int p = 0; p < kPre; ++p) {
       const V sum = sum_rows(d + p * kW, rows);
       T* total = dbias_.get() + (slice * kPre + p) * kW;
-      store<T>(total, c.end == steps_.T ? sum : load(total) + sum);
+      store<T>(total, adds(c) ? load(total) + sum : sum);
     }
     for (int g = 0; g < G; ++g) {
       const std::int64_t unit = slice * kW, valid = s_.valid(slice);
       if (a_.dw_ih != nullptr) {
-        outer(c, rows, d + g * kW, kPre * kW, valid, chunk_x(c), s_.I,
-              dw_ih_.data() + (Cell::order(g) * s_.H + unit) * s_.I);
+        outer(rows, d + g * kW, kPre * kW, valid, chunk_x(c), s_.I,
+              dw_ih_.data() + (Cell::order(g) * s_.H + unit) * s_.I, adds(c));
       }
       if (a_.dw_hh != nullptr) {
-        outer(c, rows, d + (g + kRecurrent) * kW, kPre * kW, valid, h_.get(), s_.R,
-              dw_hh_.data() + (Cell::order(g + kRecurrent) * s_.H + unit) * s_.R);
+        recurrent_weights(c, rows, d + (g + kRecurrent) * kW, valid,
+                          dw_hh_.data() + (Cell::order(g + kRecurrent) * s_.H + unit) * s_.R);
       }
     }
     const std::int64_t edge = (steps_.begin(c.begin) - c.row) * kPre * kW;
     std::copy_n(d + edge, steps_.batch(c.begin) * kPre * kW, from.edge + slice * s_.N * kPre * kW);
   }
+
+  void recurrent_weights(const Chunk& c, std::int64_t rows, const T* d, std::int64_t units,
+                         T* out) {
+    if constexpr (std::is_same<S, T>::value) {
+      if (h_fits()) {
+        // The first scan step's rows are the chunk's first ones or, in a reverse scan, its last.
+        const std::int64_t firsts = c.begin == 0 ? s_.N : 0, later = rows - firsts;
+        const std::int64_t first = a_.reverse ? later : 0, other = a_.reverse ? 0 : firsts;
+        const std::int64_t before = c.row + other + (a_.reverse ? s_.N : -s_.N);
+        if (later > 0) {
+          outer(later, d + other * kPre * kW, kPre * kW, units,
+                static_cast<const T*>(a_.y) + before * s_.R, s_.R, out, adds(c));
+        }
+        if (firsts > 0) {
+          outer(firsts, d + first * kPre * kW, kPre * kW, units, static_cast<const T*>(a_.h0), s_.R,
+                out, adds(c) || later > 0);
+        }
+        return;
+      }
+    }
+    outer(rows, d, kPre * kW, units, h_.get(), s_.R, out, adds(c));
+  }
+
+  // Whether a chunk is not the first to be accumulated.
+  bool adds(const Chunk& c) const { return c.end < steps_.T; }
 
   // Pairwise above kTermsPerFold rows: the rounding error must not grow with the batch.
   static V sum_rows(const T* d, std::int64_t rows) {
@@ -217,31 +248,30 @@ class OperandGradients {
   }
 
   void projection_weights(const Chunk& c, const Source& from, std::int64_t rows, std::int64_t q) {
-    outer(c, rows, from.dh + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), from.unprojected, s_.H,
-          dw_hr_.data() + q * kW * s_.H);
+    outer(rows, from.dh + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), from.unprojected, s_.H,
+          dw_hr_.data() + q * kW * s_.H, adds(c));
   }
 
-  // out[u][j] += sum over the chunk's rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
-  void outer(const Chunk& c, std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
-             const T* in, std::int64_t columns, T* out) {
-    const bool first = c.end == steps_.T;
+  // out[u][j] (+)= sum over rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
+  void outer(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units, const T* in,
+             std::int64_t columns, T* out, bool add) {
     Rows<T> a{d, 1, rows};
     a.step = d_step;
     const std::int64_t count = vectors(columns);
     for (std::int64_t q = 0; q < count; q += kMaxWidth) {
       const int width = static_cast<int>(std::min<std::int64_t>(kMaxWidth, count - q));
-      for_tiles(
-          a, 0, units, in + q * kW, padded(columns), width,
-          [&](std::int64_t u, int height, const V* sums) {
-            for (int j = 0; j < height; ++j) {
-              for (int v = 0; v < width; ++v) {
-                const std::int64_t column = (q + v) * kW, valid = std::min(kW, columns - column);
-                T* p = out + (u + j) * columns + column;
-                store<T>(p, first ? sums[j * width + v] : load(p, valid) + sums[j * width + v],
-                         valid);
-              }
-            }
-          });
+      for_tiles(a, 0, units, in + q * kW, padded(columns), width,
+                [&](std::int64_t u, int height, const V* sums) {
+                  for (int j = 0; j < height; ++j) {
+                    for (int v = 0; v < width; ++v) {
+                      const std::int64_t column = (q + v) * kW,
+                                         valid = std::min(kW, columns - column);
+                      T* p = out + (u + j) * columns + column;
+                      store<T>(p, add ? load(p, valid) + sums[j * width + v] : sums[j * width + v],
+                               valid);
+                    }
+                  }
+                });
     }
   }
 

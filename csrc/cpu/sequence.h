@@ -20,12 +20,17 @@ inline std::int64_t chunk_begin(const Steps& s, std::int64_t end, std::int64_t r
 // Hidden units are cut into slices of one vector; a slice's values lie together:
 //   gates_x  [slice][row of the chunk][kGates][lane]
 //   dgates   [slice][row of the chunk][kPre][lane]
-//   saved    [slice][row][kSaved][lane]
+//   saved    [slice][row][kKept][lane]
 // and states are [n][unit], padded to whole slices.
 template <class Cell, class S>
 struct Shape {
   using T = typename ComputeType<S>::type;
   static constexpr std::int64_t kW = kLanes<T>;
+  // The last value that a cell saves is h, where it has no c: y has that already. A plain RNN's is
+  // the more exact one where y is of a narrower type.
+  static constexpr bool kHiddenInY =
+      Cell::kStateIsHidden || (!Cell::kHasCell && std::is_same<S, T>::value);
+  static constexpr int kKept = Cell::kSaved - (kHiddenInY ? 1 : 0);
 
   explicit Shape(const ScanArgs& a)
       : N(a.N),

@@ -127,6 +127,7 @@ void forward(const std::string& level, const py::dict& problem, const py::dict& 
   a.y = address(arrays, "y");
   a.h_n = address(arrays, "h_n");
   a.c_n = address(arrays, "c_n");
+  a.training = arrays.contains("saved");
   a.saved = address(arrays, "saved");
   last_members = 0;
   const py::gil_scoped_release release;

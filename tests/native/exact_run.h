@@ -80,6 +80,7 @@ class ExactRun {
     f.y = y.data(), f.h_n = h_n.data(), f.c_n = c_n.data();
     using T = typename ComputeType<S>::type;
     std::vector<T> saved = room<T>(choice.training ? level.saved_elements(f) : 0);
+    f.training = choice.training;
     f.saved = saved.data();
     level.forward(f);
     Outcome out;
