@@ -69,9 +69,9 @@ class CaseResult:
         result = self.peers.get(peer)
         return result.timing.median_s if result and result.timing else None
 
-    def speedup(self, over: str = BASELINE) -> float | None:
-        """How many times faster than ``over`` fused_rnn is, or None where one was not timed."""
-        ours, theirs = self.seconds(OURS), self.seconds(over)
+    def speedup(self, over: str = BASELINE, of: str = OURS) -> float | None:
+        """How many times faster than ``over`` it is, or None where one of both was not timed."""
+        ours, theirs = self.seconds(of), self.seconds(over)
         return theirs / ours if ours and theirs else None
 
 

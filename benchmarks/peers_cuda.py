@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,8 +22,54 @@ from .peers import CompiledLoop, FusedRNN, Peer, Prepared, Settings, TorchNN, Un
 from .workload import Work, build
 
 LOOP = "torch.nn without cuDNN"
+TRITON = "fused_rnn Triton"
+TORCHRL = "TorchRL Triton"
 ALTERNATING = "FlashRNN alternating"
 _COMPILE_SECONDS = 300.0  # of a foreign library's compiling or tuning, per case
+
+
+class OtherBackend(FusedRNN):
+    """This library again, with a backend that the automatic choice may not take."""
+
+    def __init__(self, name: str, backend: str) -> None:
+        self.name, self._backend = name, backend
+
+    def refuses(self, case: Case, settings: Settings) -> str | None:
+        return super().refuses(case, settings) or self._unavailable()
+
+    def _unavailable(self) -> str | None:
+        import fused_rnn
+
+        return fused_rnn.available_backends()[self._backend]
+
+    def prepare(self, work: Work, settings: Settings) -> Prepared:
+        from fused_rnn import use_backend
+
+        empty_triton_cache()
+        start = time.perf_counter()
+        with use_backend(self._backend):
+            try:
+                ready = super().prepare(work, settings)
+            except RuntimeError as refusal:
+                raise UnavailableError(str(refusal)) from refusal
+
+        def call() -> Any:
+            with use_backend(self._backend):
+                return ready.call()
+
+        call()
+        if settings.device.type == "cuda":
+            torch.cuda.synchronize(settings.device)
+        notes = {**ready.notes, "first_call_s": round(time.perf_counter() - start, 4)}
+        return Prepared(call, ready.named, notes)
+
+
+@cache
+def empty_triton_cache() -> None:
+    """Have Triton compile what this run needs, as a user's first call does."""
+    directory = TemporaryDirectory(prefix="triton-")
+    atexit.register(directory.cleanup)
+    os.environ["TRITON_CACHE_DIR"] = directory.name
 
 
 class WithoutCudnn:
@@ -134,7 +185,7 @@ class FlashRNN(_Foreign):
 class TorchRL(_Foreign):
     """TorchRL's Triton kernels, whose tensors are float32 whatever the products' dtype."""
 
-    name = "TorchRL Triton"
+    name = TORCHRL
     package = "torchrl"
 
     def refuses(self, case: Case, settings: Settings) -> str | None:
@@ -174,6 +225,7 @@ class TorchRL(_Foreign):
 CUDA_PEERS: list[Peer] = [
     TorchNN(),
     FusedRNN(),
+    OtherBackend(TRITON, "triton"),
     WithoutCudnn(),
     InHalf(),
     FlashRNN("FlashRNN fused", "cuda_fused"),

@@ -9,7 +9,7 @@ from .cases import KINDS
 from .harness import CaseResult
 from .kernels import KernelResult
 from .peers import BASELINE, OURS
-from .peers_cuda import ALTERNATING, CUDA_PEERS, LOOP
+from .peers_cuda import ALTERNATING, CUDA_PEERS, LOOP, TORCHRL, TRITON
 from .report import Run
 from .text import RED, Paint, bar_table, duration, ratio, skips
 
@@ -50,6 +50,9 @@ def judge_cuda(results: Sequence[CaseResult], kernels: Sequence[KernelResult]) -
         ),
         speed(f"every case over {LOOP}", LOOP, 1.0),
         speed(f"every case over {ALTERNATING}", ALTERNATING, 1.0),
+        verdict_of(
+            f"{TRITON} over {TORCHRL}", timed, lambda r: r.speedup(TORCHRL, TRITON), worst_bar=1.0
+        ),
         *(speed(f"{kind} over torch.nn", BASELINE, kinds=kind) for kind in KINDS),
     ]
 

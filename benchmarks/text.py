@@ -77,15 +77,19 @@ def skips(results: Sequence[CaseResult]) -> list[str]:
         f"  {name} not timed in {count} cases: {reason}"
         for (name, reason), count in sorted(reasons.items())
     ]
-    compilations = [
-        peer.notes["compile_s"]
-        for result in results
-        for peer in result.peers.values()
-        if "compile_s" in peer.notes
-    ]
-    if compilations:
-        lines.append(
-            f"  compilation, in no figure above: {sum(compilations):.0f} s in {len(compilations)} "
-            f"cases, {max(compilations):.0f} s at most"
-        )
+    for note, title in (
+        ("compile_s", "compilation"),
+        ("first_call_s", "fused_rnn's first calls, where Triton compiles"),
+    ):
+        seconds = [
+            peer.notes[note]
+            for result in results
+            for peer in result.peers.values()
+            if note in peer.notes
+        ]
+        if seconds:
+            lines.append(
+                f"  {title}, in no figure above: {sum(seconds):.0f} s in {len(seconds)} cases, "
+                f"{max(seconds):.1f} s at most"
+            )
     return lines

@@ -141,12 +141,14 @@ def _simd_level() -> str | None:
 
 
 def _problems(checks: list[Check]) -> Iterator[str]:
-    kernels = [b for b in BACKENDS.values() if b is not reference]
-    if all(b.available() for b in kernels):
-        reasons = "; ".join(f"{b.name}: {b.available()}" for b in kernels)
-        yield f"no backend with kernels can run, so torch.nn's own code runs ({reasons})"
-    elif native in kernels and _gpus() and native.cuda_missing():
-        yield f"torch.nn's own code runs on {', '.join(_gpus())}: {native.cuda_missing()}"
+    missing = {b.name: b.available() for b in BACKENDS.values() if b is not reference}
+    if all(missing.values()):
+        yield f"no backend with kernels can run, so torch.nn's own code runs ({_reasons(missing)})"
+    elif _gpus():
+        if "native" in missing:
+            missing["native"] = missing["native"] or native.cuda_missing()
+        if all(missing.values()):
+            yield f"torch.nn's own code runs on {', '.join(_gpus())} ({_reasons(missing)})"
     chosen = os.environ.get("FUSED_RNN_BACKEND")
     if chosen and chosen not in {*BACKENDS, TORCH}:
         yield f"FUSED_RNN_BACKEND is {chosen!r}, which is not a backend"
@@ -158,6 +160,10 @@ def _problems(checks: list[Check]) -> Iterator[str]:
         if not check.well:
             where = f"{check.backend} on {check.device}, {check.cell} in {check.dtype}"
             yield f"{where}: {check.failure or 'does not agree with the reference'}"
+
+
+def _reasons(missing: dict[str, str | None]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in missing.items())
 
 
 def _checks() -> Iterator[Check]:

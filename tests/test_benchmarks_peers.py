@@ -9,12 +9,21 @@ import pytest
 import torch
 from test_benchmarks import Liar
 
+import fused_rnn
 from benchmarks import harness, peers
 from benchmarks.cases import Case, Shape
 from benchmarks.harness import Harness
 from benchmarks.memory import PeakMemory
 from benchmarks.peers import BASELINE, OURS, Settings
-from benchmarks.peers_cuda import ALTERNATING, CUDA_PEERS, LOOP, FlashRNN, TorchRL, WithoutCudnn
+from benchmarks.peers_cuda import (
+    ALTERNATING,
+    CUDA_PEERS,
+    LOOP,
+    FlashRNN,
+    OtherBackend,
+    TorchRL,
+    WithoutCudnn,
+)
 from benchmarks.workload import build
 
 CPU = torch.device("cpu")
@@ -72,6 +81,31 @@ def test_running_out_of_memory_fails_the_case_alone(monkeypatch):
 
     result = run_case(monkeypatch, Case("lstm", "inference", SHAPE), [Hungry()])
     assert result.failure.startswith("out of memory: CUDA out of memory")
+
+
+@pytest.mark.parametrize("kind", ["inference", "training"])
+def test_another_backend_of_ours_is_a_peer(monkeypatch, kind):
+    candidates = [peers.TorchNN(), peers.FusedRNN(), OtherBackend("the oracle", "reference")]
+    result = run_case(monkeypatch, Case("lstm", kind, SHAPE), candidates)
+    assert result.failure is None
+    notes = result.peers["the oracle"].notes
+    assert notes["backend"] == "reference"
+    assert 0 < notes["first_call_s"] < 60
+    assert result.peers[OURS].notes["backend"] != "reference"
+
+
+def test_a_backend_that_cannot_run_is_no_peer(monkeypatch):
+    refused = OtherBackend("on a GPU", "triton")
+    monkeypatch.setattr(fused_rnn.backends.triton, "available", lambda: "no GPU for it")
+    result = run_case(
+        monkeypatch, Case("gru", "inference", SHAPE), [peers.TorchNN(), peers.FusedRNN(), refused]
+    )
+    assert result.peers["on a GPU"].skipped == "no GPU for it"
+    monkeypatch.setattr(fused_rnn.backends.triton, "available", lambda: None)
+    result = run_case(
+        monkeypatch, Case("gru", "inference", SHAPE), [peers.TorchNN(), peers.FusedRNN(), refused]
+    )
+    assert "no kernel for device type 'cpu'" in result.peers["on a GPU"].skipped
 
 
 @pytest.fixture

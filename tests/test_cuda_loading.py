@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fused_rnn import __main__ as doctor
-from fused_rnn.backends import Problem, native
+from fused_rnn.backends import Problem, native, triton
 from fused_rnn.cells import CELLS
 
 GPU = torch.device("cuda", 0)
@@ -123,11 +123,17 @@ def test_the_doctor_names_the_gpu_and_what_it_lacks(
         return status, json.loads(capsys.readouterr().out)
 
     monkeypatch.setattr(native, "_cuda_missing", "the CUDA module was not built: run `make cuda`")
+    monkeypatch.setattr(triton, "available", lambda: "Triton is not installed")
     status, found = examined()
     assert status == 1
     assert found["devices"]["cuda:0"] == "a GPU, sm_90"
     assert found["compiled"]["CUDA module"] == native.cuda_missing()
-    assert found["problems"] == [f"torch.nn's own code runs on cuda:0: {native.cuda_missing()}"]
+    reasons = f"native: {native.cuda_missing()}; triton: Triton is not installed"
+    assert found["problems"] == [f"torch.nn's own code runs on cuda:0 ({reasons})"]
+    monkeypatch.setattr(triton, "available", lambda: None)
+    status, found = examined()
+    assert (status, found["problems"]) == (0, [])
+    monkeypatch.setattr(triton, "available", lambda: "Triton is not installed")
     monkeypatch.setattr(native, "_cuda_missing", None)
     monkeypatch.setattr(doctor, "_file", lambda module: f"/somewhere/{module}.so")
     status, found = examined()

@@ -35,15 +35,16 @@ def three_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         backward=reference.backward,
     )
     missing = SimpleNamespace(name="missing", available=lambda: "not built", supports=refusal)
-    for name in list(BACKENDS):
-        monkeypatch.delitem(BACKENDS, name)
-    for backend in (missing, picky, reference):
-        monkeypatch.setitem(BACKENDS, backend.name, backend)
+    real = dict(BACKENDS)  # put back in this order, which is that of the choice
+    BACKENDS.clear()
+    BACKENDS.update({backend.name: backend for backend in (missing, picky, reference)})
     monkeypatch.setattr(backends, "_environment", None)
     choices = (backends._automatic, backends._by_name)
     for choice in choices:
         choice.cache_clear()
     yield
+    BACKENDS.clear()
+    BACKENDS.update(real)
     for choice in choices:
         choice.cache_clear()
 

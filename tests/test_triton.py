@@ -17,7 +17,6 @@ from fused_rnn.backends import (
     select,
     triton,
     triton_whole,
-    use_backend,
 )
 from fused_rnn.backends.triton_scan import Scan, Step
 
@@ -92,16 +91,24 @@ def test_comes_after_native():
     assert list(BACKENDS) == ["native", "triton", "reference"]
 
 
-def test_runs_only_where_asked_for(monkeypatch):
+def test_runs_where_the_cuda_module_is_missing(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: "gone")
     monkeypatch.setattr(triton, "available", lambda: None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    problem = PROBLEM._replace(H=1234)  # no other test's: choices are remembered
-    automatic = select(problem)
-    assert automatic.backend is None
-    assert "asked for by name" in automatic.refusals["triton"]
-    with use_backend("triton"):
-        assert select(problem).backend is triton
+    chosen = select(PROBLEM._replace(H=1234))  # no other test's: choices are remembered
+    assert chosen.backend is triton
+    assert chosen.refusals == {"native": "gone"}
+
+
+def test_what_it_refuses_the_next_one_runs(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: "gone")
+    monkeypatch.setattr(triton, "available", lambda: None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    chosen = select(PROBLEM._replace(H=1235))
+    assert chosen.backend is None
+    assert chosen.refusals["triton"] == "no kernel for sm_75: the oldest is sm_80"
 
 
 def scan_of(x, h0, sizes=None, reverse=False):

@@ -42,9 +42,6 @@ BACKENDS: dict[str, Backend] = {
     b.name: b for b in cast("list[Backend]", [native, triton, reference])
 }
 
-# What the automatic choice leaves alone, and why: nobody shall be worse off for a guess of ours.
-_BY_NAME_ONLY = {"triton": "it has not been tried on a GPU yet, so it has to be asked for by name"}
-
 # torch.nn's own forward, under a name that can be asked for.
 TORCH = "torch"
 
@@ -147,7 +144,7 @@ def _automatic(problem: tuple[Any, ...]) -> Selection:
         if backend is reference and problem.transform not in ONLY_REFERENCE:
             refusals[name] = "torch.nn's own forward is faster"
             continue
-        reason = backend.available() or backend.supports(problem) or _BY_NAME_ONLY.get(name)
+        reason = backend.available() or backend.supports(problem)
         if reason is None:
             return Selection(backend, refusals)
         refusals[name] = reason

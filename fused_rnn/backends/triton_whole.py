@@ -34,6 +34,10 @@ LIMITS = {
 }
 
 
+# Where these are known to hold, and not to trip an assertion of Triton's, which ends the process.
+# Other GPUs get a launch for each step.
+COMPILED_FOR = {(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}
+
 # Triton's interpreter multiplies the bit patterns of these (seen in 3.6 and 3.9).
 MISINTERPRETED = {torch.bfloat16}
 
@@ -61,6 +65,8 @@ def plan(scan: Scan) -> Whole | None:
         # The first row of each step comes from the host, at an address that a graph would keep.
         if scan.batch_sizes is not None and torch.cuda.is_current_stream_capturing():
             return None
+        if torch.version.cuda is None or capability(x.device) not in COMPILED_FOR:
+            return None
         # Beside the weights stand the gates of _ROWS sequences, on their way to another layout.
         needed += _ROWS * size * 8
         if needed > _shared_memory(x.device):
@@ -68,6 +74,12 @@ def plan(scan: Scan) -> Whole | None:
     elif x.device.type != "cpu" or x.dtype in MISINTERPRETED:
         return None  # nothing is known of another device's shared memory
     return Whole(size, 4 if size * x.itemsize <= 64 else 8)
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return a GPU's compute capability."""
+    return torch.cuda.get_device_capability(device)
 
 
 @cache
@@ -80,8 +92,6 @@ def _shared_memory(device: torch.device) -> int:
 
 def _options(scan: Scan, whole: Whole) -> dict[str, Any]:
     exact = torch.backends.cuda.matmul.fp32_precision != "tf32"
-    # Left alone, the assembler spills a little to have more programs on a processor.
-    registers = {} if torch.version.hip is not None else {"maxnreg": _REGISTERS}
     return {
         "CELL": scan.cell,
         "REVERSE": scan.reverse,
@@ -91,7 +101,8 @@ def _options(scan: Scan, whole: Whole) -> dict[str, Any]:
         "num_warps": whole.warps,
         "num_stages": 1,  # what is loaded ahead, the kernels load ahead themselves
         "enable_fp_fusion": True,
-        **registers,
+        # Left alone, the assembler spills a little to have more programs on a processor.
+        "maxnreg": _REGISTERS,
     }
 
 
