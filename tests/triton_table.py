@@ -1,7 +1,9 @@
 """Compile the Triton kernels for a GPU that need not be there, and say what they take of it.
 
-``python -m tests.triton_table 90`` prints a table for sm_90. What is compiled is what the backend
-launches: its own calls are caught, with arguments and options, just before they would be launched.
+``python -m tests.triton_table 90`` prints a table for sm_90; ``90 largest`` leaves it at the
+kernels that take the most, those of whole sequences at their largest size. What is compiled is
+what the backend launches: its own calls are caught, with arguments and options, just before they
+would be launched.
 """
 
 from __future__ import annotations
@@ -170,24 +172,25 @@ def sizes(cell: str, dtype: torch.dtype) -> list[int]:
     return [*found, largest - 1] if found else []
 
 
-def table(arch: int) -> Iterator[Row]:
+def table(arch: int, largest: bool = False) -> Iterator[Row]:
     """Yield a row for every kernel at the sizes that the backend takes it for."""
     # The interpreter's shortcoming is not the compiler's.
     triton_whole.MISINTERPRETED.clear()
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for cell in CELLS:
-            for launch in launches(cell, dtype, 64, whole=False):
-                yield measured(launch, arch, cell, dtype, 64)
-            for H in sizes(cell, dtype):
+            for H in sizes(cell, dtype)[-2 if largest else 0 :]:
                 for launch in launches(cell, dtype, H, whole=True):
                     yield measured(launch, arch, cell, dtype, H)
-        for launch in projected(dtype):
+            if not largest:
+                for launch in launches(cell, dtype, 64, whole=False):
+                    yield measured(launch, arch, cell, dtype, 64)
+        for launch in () if largest else projected(dtype):
             yield measured(launch, arch, "lstm", dtype, 64)
 
 
 def main() -> None:
     """Print the table for the GPU on the command line, a row of JSON on each line."""
-    for row in table(int(sys.argv[1])):
+    for row in table(int(sys.argv[1]), largest="largest" in sys.argv[2:]):
         print(json.dumps(row), flush=True)
 
 
