@@ -94,11 +94,13 @@ struct Operands {
         static_cast<std::int32_t>(x.device().type()), x.get_device_index(), &handle));
     return Tensor(handle);
   }
-  Sizes y_shape() const {
+  // Of what has so many features in every row.
+  Sizes shape_of(std::int64_t features) const {
     Sizes shape = lead;
-    shape.push_back(R);
+    shape.push_back(features);
     return shape;
   }
+  Sizes y_shape() const { return shape_of(R); }
 
   std::int64_t steps() const {
     return batch_sizes.has_value() ? batch_sizes->size(0) : x.dim() == 3 ? x.size(0) : 1;
@@ -124,15 +126,17 @@ struct Operands {
 struct Incoming {
   Tensor y, saved;
   Maybe dy, dh_n, dc_n;
+  Maybe dc;            // of every step's c
   std::int64_t needs;  // bit i: the gradient of operand i, in the order of Operands' constructor
 
   Incoming(const Operands& in, const Tensor& y_, const Tensor& saved_, const Maybe& dy_,
-           const Maybe& dh_n_, const Maybe& dc_n_, std::int64_t needs_)
+           const Maybe& dh_n_, const Maybe& dc_n_, const Maybe& dc_, std::int64_t needs_)
       : y(checked(y_, "y", in.y_shape(), in.x)),
         saved(saved_),
         dy(checked(dy_, "dy", in.y_shape(), in.x)),
         dh_n(checked(dh_n_, "dh_n", {in.N, in.R}, in.x)),
         dc_n(checked(dc_n_, "dc_n", {in.N, in.H}, in.x)),
+        dc(checked(dc_, "dc", in.shape_of(in.H), in.x)),
         needs(needs_) {}
 
   // Room for the gradient of operand `bit`, empty where it is not needed.

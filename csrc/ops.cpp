@@ -55,18 +55,20 @@ Tensor empty_saved(const Operands& in, const ScanArgs& a, bool training) {
 }
 
 struct Cpu {
-  static std::array<Tensor, 4> forward(CellKind cell, const Operands& in, bool reverse,
-                                       bool training) {
+  static std::array<Tensor, 5> forward(CellKind cell, const Operands& in, bool reverse,
+                                       bool training, bool every_c) {
     ForwardArgs a{};
     fill(a, in, cell, reverse);
     const bool lstm = cell == CellKind::kLstm;
-    std::array<Tensor, 4> out{in.empty(in.y_shape()), in.empty({in.N, in.R}),
-                              lstm ? in.empty({in.N, in.H}) : in.h0, empty_saved(in, a, training)};
+    std::array<Tensor, 5> out{
+        in.empty(in.y_shape()), in.empty({in.N, in.R}), lstm ? in.empty({in.N, in.H}) : in.h0,
+        in.empty(every_c ? in.shape_of(in.H) : Sizes{0}), empty_saved(in, a, training)};
     a.y = write(out[0]);
     a.h_n = write(out[1]);
     a.c_n = lstm ? write(out[2]) : nullptr;
     a.training = training;
-    a.saved = write(out[3]);
+    a.c = write(out[3]);
+    a.saved = write(out[4]);
     if (in.N > 0) {
       cpu::level().forward(a);
     }
@@ -83,6 +85,7 @@ struct Cpu {
     a.dy = read(given.dy);
     a.dh_n = read(given.dh_n);
     a.dc_n = read(given.dc_n);
+    a.dc = read(given.dc);
     std::array<Tensor, 8> out = given.room(in);
     if (in.N == 0) {
       for (Tensor& t : out) {

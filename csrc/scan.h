@@ -40,6 +40,7 @@ struct ForwardArgs : ScanArgs {
   void* y;        // (rows, R)
   void* h_n;      // (N, R)     each sequence's state after its last scanned step
   void* c_n;      // (N, H)     LSTM; null otherwise
+  void* c;        // (rows, H)  LSTM: every step's; null: not wanted
   bool training;  // fill `saved`
   void* saved;    // saved_elements(args) elements of the arithmetic's type, for backward
 };
@@ -50,6 +51,7 @@ struct BackwardArgs : ScanArgs {
   const void* dy;     // (rows, R)   null: zero
   const void* dh_n;   // (N, R)      null: zero
   const void* dc_n;   // (N, H)      null: zero
+  const void* dc;     // (rows, H)   of every step's c; null: zero
   void* dx;           // (rows, I)   null, here and below: not wanted
   void* dh0;          // (N, R)
   void* dc0;          // (N, H)

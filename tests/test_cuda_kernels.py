@@ -72,9 +72,11 @@ def assert_forward_is_expected(step):
     given = draw(step)
     found = forward(step, given)
     _, state = expected_step(step, given)
-    expected = {"h": state.h} | dict.fromkeys(step.wanted, state.h)
+    of_h = [name for name in step.wanted if name != "c_again"]
+    expected = dict.fromkeys(["h", *of_h], state.h)
     if step.cell == "lstm":
-        expected |= {"c": state.c, "c_n": state.c}
+        of_c = [name for name in step.wanted if name == "c_again"]
+        expected |= dict.fromkeys(["c", "c_n", *of_c], state.c)
     if step.cell == "gru" and step.training:
         a_nh = given["recurrent"].double().chunk(3, dim=1)[2]
         b_hn = given["b_hh"].double().chunk(3)[2] if "b_hh" in given else 0
@@ -134,7 +136,11 @@ def test_absent_biases_are_zero(cell, dtype, few, biases):
     assert_forward_is_expected(make(cell, dtype, few, biases=biases))
 
 
-@pytest.mark.parametrize("wanted", [(), ("h_again",), ("h_n",)], ids=["neither", "h_again", "h_n"])
+@pytest.mark.parametrize(
+    "wanted",
+    [(), ("h_again",), ("h_n",), ("c_again",)],
+    ids=["none of them", "h_again", "h_n", "c_again"],
+)
 def test_outputs_that_are_not_wanted(cell, dtype, few, wanted):
     assert_forward_is_expected(make(cell, dtype, few, wanted=wanted))
 
@@ -161,7 +167,7 @@ def test_the_gradient_of_h_as_a_whole(cell, dtype, few):
 
 
 @pytest.mark.parametrize(
-    "absent", [("dy",), ("dh_n",), ("dc_n",), ("dy", "dh_n", "dc_n")], ids="-".join
+    "absent", [("dy",), ("dh_n",), ("dc_n",), ("dc",), ("dy", "dh_n", "dc_n")], ids="-".join
 )
 def test_absent_gradients_are_zero(cell, dtype, few, absent):
     assert_gradients_are_expected(make(cell, dtype, few), leave_out=absent)

@@ -35,12 +35,16 @@ def operands(variant, shape=SMALL, dtype=torch.float32, device="cpu"):
 def check_both_ways(variant, named):
     cell, _ = variant
     args = (*named.values(), True)
+    every_c = [True] if CELLS[cell].has_cell_state else []
     for training in (True, False):
         opcheck(op(cell, "forward"), (*args, training))
-    y, *states, saved = op(cell, "forward")(*args, True)
+        opcheck(op(cell, "forward"), (*args, training, *every_c))
+    y, *states, saved = op(cell, "forward")(*args, True, *every_c)
     gradients = [torch.ones_like(t) for t in (y, *states)]
+    last = [gradients.pop()] if every_c else []
     for given, needs in ((gradients, ALL), ([None, *gradients[1:]], SOME)):
         opcheck(op(cell, "backward"), (*args, y, saved, *given, needs))
+        opcheck(op(cell, "backward"), (*args, y, saved, *given, needs, *last))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -69,8 +73,8 @@ def test_opcheck_of_a_single_step(variant, device):
 def test_gradients_not_needed_are_empty(variant, device):
     cell, _ = variant
     args = (*operands(variant, device=device).values(), False)
-    y, *states, saved = op(cell, "forward")(*args, True)
-    nothing = [None] * len(states)
+    y, *_, saved = op(cell, "forward")(*args, True)
+    nothing = [None] * (2 if CELLS[cell].has_cell_state else 1)
     found = op(cell, "backward")(*args, y, saved, torch.ones_like(y), *nothing, SOME)
     for bit, gradient in enumerate(found):
         assert (gradient.numel() > 0) == bool(SOME >> bit & 1)

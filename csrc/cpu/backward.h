@@ -159,6 +159,9 @@ class BackwardScan {
     T* const carried = kHasState ? carry_.get() + n * s_.Hp + unit : nullptr;
     if (kHasState) {
       carry = load(carried);
+      if (Cell::kHasCell && a_.dc != nullptr) {
+        carry += load(static_cast<const S*>(a_.dc) + row * s_.H + unit, s_.valid(slice));
+      }
       const std::int64_t before = steps_.begin(k - 1) + n;
       if (n >= steps_.batch(k - 1)) {
         prev = load(static_cast<const S*>(Cell::kHasCell ? a_.c0 : a_.h0) + n * s_.H + unit,

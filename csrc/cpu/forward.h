@@ -245,6 +245,9 @@ class ForwardScan {
     if (kHasState) {
       store<T>(state, saved[Cell::kSaved - 1]);
     }
+    if (Cell::kHasCell && a_.c != nullptr) {
+      store<S>(static_cast<S*>(a_.c) + row * s_.H + unit, saved[Cell::kSaved - 1], s_.valid(slice));
+    }
     if (Cell::kHasCell && ends(k, n)) {
       store<S>(static_cast<S*>(a_.c_n) + n * s_.H + unit, saved[Cell::kSaved - 1], s_.valid(slice));
     }

@@ -97,6 +97,9 @@ __device__ __forceinline__ void forward_units(const ForwardStep& a, std::int64_t
     if (n >= a.outer) {
       store<kCount>(at<S>(a.c_n, n, a.H, j), saved[G]);
     }
+    if (a.c_again != nullptr) {
+      store<kCount>(at<S>(a.c_again, n, a.H, j), saved[G]);
+    }
   }
   if (a.training) {
     if constexpr (Cell::kStateIsHidden) {
@@ -143,6 +146,12 @@ __device__ __forceinline__ void backward_units(const BackwardStep& a, std::int64
       load<kCount>(at<const T>(a.carry, n, a.H, j), carry);
     } else if (Cell::kHasCell && a.dc_n != nullptr) {
       load<kCount>(at<const S>(a.dc_n, n, a.H, j), carry);
+    }
+    if (Cell::kHasCell && a.dc != nullptr) {
+      T part[kCount];
+      load<kCount>(at<const S>(a.dc, n, a.H, j), part);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) carry[i] += part[i];
     }
   }
   if (a.dh != nullptr) {
@@ -237,12 +246,12 @@ bool aligned(std::initializer_list<const void*> pointers) {
 
 bool aligned(const ForwardStep& a) {
   return aligned({a.prev, a.initial, a.gates, a.recurrent, a.b_ih, a.b_hh, a.c, a.a_nh, a.h,
-                  a.h_again, a.h_n, a.c_n});
+                  a.h_again, a.h_n, a.c_n, a.c_again});
 }
 
 bool aligned(const BackwardStep& a) {
   return aligned({a.prev, a.initial, a.gates, a.extra, a.dh, a.dy, a.recurrent, a.dh_n, a.dc_n,
-                  a.carry, a.dgates_x, a.dgates_h, a.h});
+                  a.dc, a.carry, a.dgates_x, a.dgates_h, a.h});
 }
 
 template <class Args>

@@ -32,6 +32,7 @@ struct ForwardStep : Step {
   void* h_again;          // (N, H)    S  null, or h' once more; may be `prev`
   void* h_n;              // (N, H)    S  null, or h' of the sequences that end
   void* c_n;              // (N, H)    S  LSTM: c' of the sequences that end; null otherwise
+  void* c_again;          // (N, H)    S  LSTM: null, or c' once more
   bool training;
 };
 
@@ -43,6 +44,7 @@ struct BackwardStep : Step {
   const void* recurrent;  // (outer, H)  T  what the later step's gates pass back
   const void* dh_n;       // (N, H)      S  of the sequences that end; null: zero
   const void* dc_n;       // (N, H)      S  likewise; null: zero
+  const void* dc;         // (N, H)      S  LSTM: of this step's c'; null: zero
   void* carry;            // (N, H)      T  gradient of the elementwise state: in of those that go
                           //                on, out of all; RNN null
   void* dgates_x;         // (N, G*H)    S  gradients of x W_ih^T

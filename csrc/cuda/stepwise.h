@@ -39,11 +39,12 @@ class Stepwise {
   // Activated gates of all rows, then an LSTM's c or a GRU's a_nh.
   std::int64_t saved_elements() const { return rows_ * (columns_ + (has_extra() ? in_.H : 0)); }
 
-  std::array<Tensor, 4> forward(bool training) {
+  std::array<Tensor, 5> forward(bool training, bool every_c) {
     const auto real = in_.compute_type();
     const bool lstm = cell_ == CellKind::kLstm;
-    std::array<Tensor, 4> out{in_.empty(in_.y_shape()), in_.empty({in_.N, in_.R}),
+    std::array<Tensor, 5> out{in_.empty(in_.y_shape()), in_.empty({in_.N, in_.R}),
                               lstm ? in_.empty({in_.N, in_.H}) : in_.h0,
+                              in_.empty(every_c ? in_.shape_of(in_.H) : Sizes{0}),
                               in_.empty({training ? saved_elements() : 0}, real)};
     if (in_.N == 0) {
       return out;
@@ -51,7 +52,7 @@ class Stepwise {
     // In inference the input product is made for some steps at a time: it need not outlive them.
     const std::int64_t capacity =
         training ? rows_ : std::min(rows_, std::max(in_.N, kChunkElements / columns_));
-    const Tensor all = training ? out[3] : in_.empty({capacity * columns_}, real);
+    const Tensor all = training ? out[4] : in_.empty({capacity * columns_}, real);
     const Tensor w_ih = transposed(in_.w_ih);
 
     const Tensor recurrent = in_.empty({in_.N, columns_}, real);
@@ -95,6 +96,7 @@ class Stepwise {
       }
       s.h = in_.P > 0 ? unprojected.data_ptr() : at(out[0], element_, begin * in_.R);
       s.h_n = in_.P > 0 ? nullptr : out[1].data_ptr();
+      s.c_again = every_c ? at(out[3], element_, begin * in_.H) : nullptr;
       s.h_again = in_.P == 0 && joins_ ? carried.data_ptr() : nullptr;
       launch_forward_step(s, stream_);
       if (in_.P > 0) {
@@ -145,6 +147,7 @@ class Stepwise {
         s.recurrent = recurrent.const_data_ptr();
         s.dh_n = read(given.dh_n);
       }
+      s.dc = given.dc.has_value() ? at(*given.dc, element_, begin * in_.H) : nullptr;
       s.gates = at(given.saved, real_, begin * columns_);
       if (has_extra()) {
         const std::int64_t extra = rows_ * columns_;
@@ -272,10 +275,10 @@ class Stepwise {
 };
 
 struct Cuda {
-  static std::array<Tensor, 4> forward(CellKind cell, const Operands& in, bool reverse,
-                                       bool training) {
+  static std::array<Tensor, 5> forward(CellKind cell, const Operands& in, bool reverse,
+                                       bool training, bool every_c) {
     const DeviceGuard guard(in.x);
-    return Stepwise(cell, in, reverse).forward(training);
+    return Stepwise(cell, in, reverse).forward(training, every_c);
   }
 
   static std::array<Tensor, 8> backward(CellKind cell, const Operands& in, bool reverse,

@@ -85,7 +85,7 @@ def forward(
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
     try:
         if cell == "lstm":
-            y, h_n, c_n, saved = _FORWARD[cell](*inputs, batch_sizes, reverse, training)
+            y, h_n, c_n, _, saved = _FORWARD[cell](*inputs, batch_sizes, reverse, training)
             return y, h_n, c_n, (saved,)
         y, h_n, saved = _FORWARD[cell](
             x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, training
@@ -145,8 +145,11 @@ def _register() -> None:
     for cell in CELLS:
         _FORWARD[cell] = getattr(ops, f"{cell}_forward").default
         _BACKWARD[cell] = getattr(ops, f"{cell}_backward").default
-        torch.library.register_fake(f"fused_rnn::{cell}_forward", _fake_forward)
-        torch.library.register_fake(f"fused_rnn::{cell}_backward", _fake_backward)
+        lstm = cell == "lstm"
+        forward_shapes = _fake_lstm_forward if lstm else _fake_simple_forward
+        backward_shapes = _fake_lstm_backward if lstm else _fake_simple_backward
+        torch.library.register_fake(f"fused_rnn::{cell}_forward", forward_shapes)
+        torch.library.register_fake(f"fused_rnn::{cell}_backward", backward_shapes)
 
 
 def _check_devices(*args: Any) -> None:
@@ -160,27 +163,43 @@ def _check_devices(*args: Any) -> None:
             )
 
 
-def _fake_forward(x: Tensor, h0: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    _check_devices(x, h0, *others)
-    training = others[-1]
-    c_n = (others[0].new_empty(others[0].shape),) if len(others) > 7 else ()
+def _fake_lstm_forward(*args: Any) -> tuple[Tensor, ...]:
+    operands, training = args[:9], args[10]
+    every_c = len(args) > 11 and args[11]  # tracers leave a default away
+    y, h_n, saved = _fake_forward(*operands, training)
+    c0 = operands[2]
+    c = c0.new_empty((*y.shape[:-1], c0.shape[-1]) if every_c else 0)
+    return y, h_n, c0.new_empty(c0.shape), c, saved
+
+
+def _fake_simple_forward(*args: Any) -> tuple[Tensor, ...]:
+    return _fake_forward(*args[:-2], args[-1])
+
+
+def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
+    operands, training = args[:-1], args[-1]
+    _check_devices(*operands)
+    x, h0 = operands[:2]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     # How much is saved is the kernel's own affair: a size only it knows, seen as such by tracers.
     saved = x.new_empty(torch.library.get_ctx().new_dynamic_size() if training else 0, dtype=dtype)
-    return (
-        x.new_empty((*x.shape[:-1], h0.shape[-1])),
-        h0.new_empty(h0.shape),
-        *c_n,
-        saved,
-    )
+    return x.new_empty((*x.shape[:-1], h0.shape[-1])), h0.new_empty(h0.shape), saved
 
 
-def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+def _fake_lstm_backward(*args: Any) -> tuple[Tensor, ...]:
+    return _fake_backward(args[:8], args[15], *args)
+
+
+def _fake_simple_backward(*args: Any) -> tuple[Tensor, ...]:
+    return _fake_backward(args[:6], args[-1], *args)
+
+
+def _fake_backward(
+    operands: tuple[Tensor | None, ...], mask: int, *args: Any
+) -> tuple[Tensor, ...]:
     _check_devices(*args)
-    mask = args[-1]
-    operands = args[:8] if len(args) == 16 else args[:6]
     return tuple(
-        t.new_empty(t.shape) if t is not None and mask >> bit & 1 else operands[0].new_empty(0)
+        t.new_empty(t.shape) if t is not None and mask >> bit & 1 else args[0].new_empty(0)
         for bit, t in enumerate(operands)
     )
 

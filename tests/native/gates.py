@@ -29,7 +29,7 @@ class Step(NamedTuple):
     outer: int
     biases: tuple[str, ...] = ("b_ih", "b_hh")
     training: bool = True
-    wanted: tuple[str, ...] = ("h_again", "h_n")
+    wanted: tuple[str, ...] = ("h_again", "h_n", "c_again")  # the last of an LSTM only
     in_place: bool = False  # the state before is overwritten
     unaligned: str | None = None  # an array that 16 does not divide the address of
 
@@ -57,6 +57,7 @@ class Incoming(NamedTuple):
     recurrent: Tensor | None = None
     dh_n: Tensor | None = None
     dc_n: Tensor | None = None
+    dc: Tensor | None = None
     carry: Tensor | None = None
 
 
@@ -121,6 +122,7 @@ def draw_incoming(step: Step, whole: bool = False, leave_out: tuple[str, ...] = 
         }
     if step.cell == "lstm":
         given["dc_n"] = rows_from(step.outer, torch.randn(N, H).to(S))
+        given["dc"] = torch.randn(N, H).to(S)
     if step.has_state:
         given["carry"] = torch.randn(N, H).to(T)
         given["carry"][step.outer :] = torch.nan
@@ -159,6 +161,7 @@ def expected_gradients(step: Step, given: Results, incoming: Incoming) -> Result
         *((dh, slice(None), incoming.dh), (dh, slice(None), incoming.dy)),
         *((dh, going_on, incoming.recurrent), (dstate, going_on, incoming.carry)),
         *((dh, ending, incoming.dh_n), (dstate, ending, incoming.dc_n)),
+        (dstate, slice(None), incoming.dc),
     ):
         if part is not None:
             total[rows] += part[rows].double()
@@ -210,6 +213,8 @@ def forward(step: Step, given: Results) -> Results:
     outputs = {"h": S} | dict.fromkeys(step.wanted, S)
     if step.cell == "lstm":
         outputs |= {"c": T, "c_n": S}
+    else:
+        outputs.pop("c_again", None)
     if step.cell == "gru" and step.training:
         outputs["a_nh"] = T
     aliases = {"prev": "c" if step.cell == "lstm" else "h_again"} if step.in_place else {}

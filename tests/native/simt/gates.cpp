@@ -40,11 +40,13 @@ const char* failure_of(F&& f) {
 
 #define FORWARD_ARRAYS(X) \
   X(prev)                 \
-  X(initial) X(gates) X(recurrent) X(b_ih) X(b_hh) X(c) X(a_nh) X(h) X(h_again) X(h_n) X(c_n)
+  X(initial)              \
+  X(gates) X(recurrent) X(b_ih) X(b_hh) X(c) X(a_nh) X(h) X(h_again) X(h_n) X(c_n) X(c_again)
 #define BACKWARD_ARRAYS(X) \
   X(prev)                  \
   X(initial)               \
-  X(gates) X(extra) X(dh) X(dy) X(recurrent) X(dh_n) X(dc_n) X(carry) X(dgates_x) X(dgates_h) X(h)
+  X(gates)                 \
+  X(extra) X(dh) X(dy) X(recurrent) X(dh_n) X(dc_n) X(dc) X(carry) X(dgates_x) X(dgates_h) X(h)
 #define HIDDEN_ARRAYS(X) X(dy) X(recurrent) X(dh_n) X(dh)
 #define NAME(field) #field " "
 #define TAKE(field) step.field = *arrays++;

@@ -75,6 +75,7 @@ class Run {
     f.h_again = c.full ? array<S>(N * H) : nullptr;
     f.h_n = c.full ? drawn<S>(N * H) : nullptr;
     f.c_n = Cell::kHasCell ? drawn<S>(N * H) : nullptr;
+    f.c_again = c.full && Cell::kHasCell ? drawn<S>(N * H) : nullptr;
     launch_forward_step(f, nullptr);
 
     BackwardStep b{};
@@ -86,6 +87,7 @@ class Run {
     b.recurrent = drawn<T>(c.outer * H);
     b.dh_n = c.full ? drawn<S>(N * H) : nullptr;
     b.dc_n = c.full && Cell::kHasCell ? drawn<S>(N * H) : nullptr;
+    b.dc = c.full && Cell::kHasCell ? drawn<S>(N * H) : nullptr;
     b.carry = kState ? drawn<T>(N * H) : nullptr;
     b.dgates_x = array<S>(N * G * H);
     b.dgates_h = Cell::kStateIsHidden ? array<S>(N * G * H) : nullptr;
