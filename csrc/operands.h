@@ -3,6 +3,8 @@
 
 #include <array>
 #include <optional>
+#include <string>
+#include <utility>
 
 #include "checks.h"
 #include "scan.h"
@@ -16,6 +18,20 @@ inline void* write(Tensor& t) { return t.numel() > 0 ? t.mutable_data_ptr() : nu
 
 inline std::int64_t gates_of(CellKind cell) {
   return cell == CellKind::kLstm ? 4 : cell == CellKind::kGru ? 3 : 1;
+}
+
+inline CellKind checked_cell(const std::string& cell) {
+  constexpr std::pair<const char*, CellKind> kCells[] = {{"lstm", CellKind::kLstm},
+                                                         {"gru", CellKind::kGru},
+                                                         {"rnn_tanh", CellKind::kRnnTanh},
+                                                         {"rnn_relu", CellKind::kRnnRelu}};
+  for (const auto& [name, kind] : kCells) {
+    if (cell == name) {
+      return kind;
+    }
+  }
+  STD_TORCH_CHECK(false, "fused_rnn: cell should be lstm, gru, rnn_tanh or rnn_relu, got ", cell);
+  return CellKind::kLstm;
 }
 
 // The operands of one layer and direction, checked, contiguous and kept alive while a kernel's

@@ -103,20 +103,6 @@ struct Cpu {
 
 std::string simd_level() { return cpu::level().name; }
 
-CellKind checked_cell(const std::string& cell) {
-  constexpr std::pair<const char*, CellKind> kCells[] = {{"lstm", CellKind::kLstm},
-                                                         {"gru", CellKind::kGru},
-                                                         {"rnn_tanh", CellKind::kRnnTanh},
-                                                         {"rnn_relu", CellKind::kRnnRelu}};
-  for (const auto& [name, kind] : kCells) {
-    if (cell == name) {
-      return kind;
-    }
-  }
-  STD_TORCH_CHECK(false, "fused_rnn: cell should be lstm, gru, rnn_tanh or rnn_relu, got ", cell);
-  return CellKind::kLstm;
-}
-
 // Elements of `saved` for each row of the data: what tells torch's tracers its size.
 std::int64_t saved_per_row(std::string cell, torch::headeronly::ScalarType dtype, std::int64_t H) {
   STD_TORCH_CHECK(H > 0, "fused_rnn: H should be positive, got ", H);

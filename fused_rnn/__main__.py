@@ -107,7 +107,8 @@ def _installation() -> dict[str, dict[str, str | None]]:
             "processors": str(_processors()),
         },
         "settings": {
-            name: os.environ.get(name) for name in ("FUSED_RNN_BACKEND", "FUSED_RNN_SIMD")
+            name: os.environ.get(name)
+            for name in ("FUSED_RNN_BACKEND", "FUSED_RNN_SIMD", "FUSED_RNN_PERSISTENT")
         },
         "backends": fused_rnn.available_backends(),
     }
@@ -269,7 +270,7 @@ def _text(
     for section, entries in installed.items():
         lines.append(section)
         missing = {"settings": "not set", "backends": "available"}.get(section, "none")
-        lines += [f"  {name:<18} {value or missing}" for name, value in entries.items()]
+        lines += [f"  {name:<20} {value or missing}" for name, value in entries.items()]
     lines += ["", "largest relative error against the reference in float64"]
     lines.append(_columns("backend", "device", "cell", "dtype", "forward", "backward", "limit", ""))
     for c in checks:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fused_rnn.backends import BACKENDS, TORCH, Record, record
+from fused_rnn.backends import BACKENDS, TORCH, Record, native, record
 from fused_rnn.convert import is_recurrent, reason_to_leave
 
-_HEADINGS = ("module", "layer", "direction", "backend", "calls", "why not the others")
+_HEADINGS = ("module", "layer", "direction", "backend", "calls", "why not the others", "how")
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Row:
         backend: the name of the backend, or ``"torch.nn"``
         refusals: for each other backend, why it did not run
         calls: how many times the module was called with this result
+        how: where a GPU's kernels ran, how the steps lie on it; or ``None``
     """
 
     module: str
@@ -37,6 +38,7 @@ class Row:
     backend: str
     refusals: dict[str, str]
     calls: int = field(default=1, compare=False)
+    how: str | None = None
 
 
 class Explanation:
@@ -65,6 +67,8 @@ class Explanation:
         if not self._rows:
             return "No recurrent layer ran."
         lines = [_HEADINGS, *map(_line, self._rows)]
+        if all(row.how is None for row in self._rows):
+            lines = [line[:-1] for line in lines]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
@@ -90,8 +94,8 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> Explanation:
     Returns:
         an iterable of rows, one for each layer and direction of each recurrent module that ran,
         with ``module``, ``layer``, ``direction``, ``backend`` (``"torch.nn"`` where no backend took
-        it), ``refusals`` (a dictionary from each other backend to its reason) and ``calls``;
-        its ``str()`` is a table
+        it), ``refusals`` (a dictionary from each other backend to its reason), ``calls`` and
+        ``how`` (on a GPU: all steps in one launch, or why step by step); its ``str()`` is a table
 
     Raises:
         RuntimeError: if a backend chosen by name cannot run a layer
@@ -163,7 +167,8 @@ def _row(name: str, entry: Record) -> Row:
     if entry.problem is None:
         return Row(name, None, None, backend, entry.refusals)
     direction = ("forward", "reverse")[entry.direction]
-    return Row(name, entry.layer, direction, backend, _others(entry, backend))
+    how = native.plan(entry.problem) if entry.backend == native.name else None
+    return Row(name, entry.layer, direction, backend, _others(entry, backend), how=how)
 
 
 def _others(entry: Record, shown: str) -> dict[str, str]:
@@ -195,6 +200,7 @@ def _line(row: Row) -> tuple[str, ...]:
         row.backend,
         str(row.calls),
         "; ".join(f"{', '.join(names)}: {reason}" for reason, names in _by_reason(row).items()),
+        row.how or "",
     )
 
 

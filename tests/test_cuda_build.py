@@ -67,6 +67,31 @@ def test_gencode():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "80 90 100 120+"),
+        ("7.5;8.0;8.6;8.9", "80"),
+        ("8.6;8.9", "86"),
+        ("8.0;8.9+PTX", "80 89+"),
+        ("9.0a;9.0", "90a 90"),
+        ("8.0;9.0a;10.0f", "80 90a 100f"),
+        ("10.0;10.3;12.0", "100 120"),
+        ("7.5", "75"),
+    ],
+)
+def test_large_sources_are_compiled_where_older_code_does_not_run(text, expected):
+    toolkit = TOOLKIT._replace(numbers=TOOLKIT.numbers | {"103"})
+    targets = nvcc.architectures(text, toolkit)
+    found = nvcc.targets_of(Path("persistent_forward.cu"), targets)
+    assert " ".join(a.number + "+" * a.ptx for a in found) == expected
+    assert nvcc.targets_of(Path("gates.cu"), targets) == targets
+
+
+def test_the_large_sources_are_there():
+    assert set(nvcc.LARGE_SOURCES) <= {path.stem for path in nvcc.SOURCES}
+
+
 @pytest.mark.parametrize("text", ["Hopper", "8.0;native", "90", "9.0b", "9.0+SASS"])
 def test_what_is_no_architecture_is_refused(text):
     culprit = re.escape(repr(text.split(";")[-1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib import util
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,8 +152,9 @@ def test_no_room_is_torchs_error(monkeypatch: pytest.MonkeyPatch, way: str) -> N
 
     def call(device: str) -> None:
         empty = torch.empty(1, 1, device="meta")
-        # A device is all that is asked of x.
-        x = type("X", (), {"device": torch.device(device)})()
+        # No more than this is asked of x.
+        said = {"device": torch.device(device), "is_cuda": device != "cpu", "dtype": torch.half}
+        x = type("X", (), said)()
         inputs = (x, empty, None, empty, empty, None, None, None)
         if way == "_FORWARD":
             native.forward("gru", inputs, None, False, False)
@@ -166,3 +167,48 @@ def test_no_room_is_torchs_error(monkeypatch: pytest.MonkeyPatch, way: str) -> N
         call("cuda:1")
     with pytest.raises(RuntimeError, match="fused_rnn: out of memory"):
         call("cpu")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("wanted", ["1", "0"])
+def test_persistent_kernels_hear_of_tf32(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool, wanted: str
+) -> None:
+    heard: list[bool] = []
+    monkeypatch.setattr(torch.ops.fused_rnn, "persistent_tf32", heard.append, raising=False)
+    monkeypatch.setenv("FUSED_RNN_PERSISTENT", wanted)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        for device in ("cpu", "cuda"):
+            for dtype in (torch.float16, torch.float32):
+                x: Any = SimpleNamespace(is_cuda=device == "cuda", dtype=dtype)
+                native._tell_tf32(x)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert heard == ([allowed] if wanted == "1" else [])
+
+
+def test_the_plan_of_both_passes_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def plan(*args: Any) -> str:
+        asked.append(args[1:])
+        return "step by step: backward" if args[-1] and args[-4] == 2 else "persistent"
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size))
+    monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", plan, raising=False)
+    monkeypatch.setattr(native, "_cuda_missing", None)
+
+    def words(N: int, training: bool, device: torch.device = GPU) -> str | None:
+        return native.plan(
+            Problem("gru", device, torch.float16, 3, N, 5, 7, 0, False, training, None)
+        )
+
+    assert words(1, True) == words(2, False) == "persistent"
+    assert asked[0] == ("gru", 3, 1, 7, 0, False)
+    assert words(2, True) == "forward persistent; backward step by step: backward"
+    assert words(1, True, torch.device("cpu")) is None
+    monkeypatch.setattr(native, "_cuda_missing", "it was not built")
+    assert words(1, True) is None

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fused_rnn
 from fused_rnn import backends
-from fused_rnn.backends import BACKENDS, Problem, reference
+from fused_rnn.backends import BACKENDS, Problem, native, reference
 
 I, H, N, T = 3, 4, 2, 5  # noqa: E741
 
@@ -212,3 +212,15 @@ def test_compiled_model() -> None:
 def test_not_a_module(what: object) -> None:
     with pytest.raises(TypeError, match=r"module should be a torch\.nn\.Module, got: \w+"):
         fused_rnn.explain(what, torch.rand(T, N, I))
+
+
+def test_how_the_steps_lie_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "name", "picky")  # which runs here
+    layer, x = fused_rnn.GRU(3, 4), torch.randn(5, 2, 3)
+    assert fused_rnn.explain(layer, x)[0].how is None
+    assert "how" not in str(fused_rnn.explain(layer, x)).splitlines()[0].split()
+    monkeypatch.setattr(native, "plan", lambda problem: f"persistent, T = {problem.T}")
+    found = fused_rnn.explain(layer, x)
+    assert found[0].how == "persistent, T = 5"
+    assert str(found).splitlines()[0].split()[-1] == "how"
+    assert str(found).splitlines()[1].endswith("persistent, T = 5")

@@ -101,12 +101,72 @@ def test_shared_memory_begins_as_nan():
     assert np.isnan(out[BLOCK : 2 * BLOCK]).all()
 
 
+@orders
+def test_blocks_of_a_cooperative_launch_wait_for_each_other(order):
+    given, out = play("relay", order)
+    wanted = np.zeros(BLOCK)
+    for b in range(4):
+        wanted = given.reshape(5, BLOCK)[b] + np.roll(wanted, -32)
+        np.testing.assert_allclose(out.reshape(5, BLOCK)[b], wanted, rtol=1e-4, atol=1e-6)
+
+
+@orders
+def test_blocks_of_a_cooperative_launch_are_alive_together(order):
+    assert (play("meet", order)[1][: 4 * BLOCK] == 1).all()
+
+
+@orders
+def test_a_release_does_not_publish_what_other_threads_wrote_without_a_barrier(order):
+    right, wrong = (play(toy, order)[1] for toy in ("relay", "relay_without_barrier"))
+    assert (right[BLOCK:] != wrong[BLOCK:]).any()
+
+
+@orders
+def test_members_of_a_cluster_write_into_each_others_shared_memory(order):
+    _, out = play("neighbours", order)
+    # Blocks 0 and 1 are a cluster, 2 and 3 are another.
+    np.testing.assert_array_equal(out[: 4 * BLOCK].reshape(4, BLOCK)[:, 0], [1, 0, 3, 2])
+
+
+@orders
+def test_a_missing_wait_for_the_cluster_shows(order):
+    assert np.isnan(play("neighbours_without_wait", order)[1][: 4 * BLOCK]).any()
+
+
+@pytest.mark.parametrize(("toy", "depth", "eps"), [("half", 16, 2**-11), ("bfloat16", 16, 2**-8)])
+def test_a_product_of_halves(toy, depth, eps):
+    assert_is_product(toy, depth, eps)
+
+
+def test_a_product_of_rounded_floats():
+    assert_is_product("tf32", 8, 2**-11)
+
+
+def assert_is_product(toy, depth, eps):
+    given, out = play(f"product_{toy}")
+    a = given[: 16 * depth].reshape(16, depth)
+    b = given[4 * depth :][: depth * 8].reshape(depth, 8)
+    most = 2 * eps * (np.abs(a) @ np.abs(b)) + eps
+    off = np.abs(out[: 16 * 8].reshape(16, 8) - (a @ b + 1))
+    assert (off <= most).all()
+    assert (off > 0).any()  # the operands were rounded
+
+
 FAILURES = {
     "some_leave": r"block \([01], 0, 0\): .*48 have left the kernel, 16 wait at __syncthreads in ",
     "two_barriers": r"block \(0, 0, 0\): .*32 wait at __syncthreads in line (\d+), 32 wait at __sy",
     "warp_against_block": r"1 wait at __syncthreads in line \d+, 31 wait at __syncwarp",
     "absent_lane": r"__shfl_down_sync in line \d+ reads from lane 16, which takes no part",
     "not_in_mask": r"__syncwarp in line \d+ has a mask without the calling lane",
+    "nobody_answers": r"block \(0, 0, 0\): .*64 poll in line \d+ for 1, at 0; block \(1, 0, 0\)",
+    "meet_apart": r"block \([0-3], 0, 0\): threads wait in vain: .*poll in line \d+ for 1, at 0",
+    "arrives_twice": r"arrives at the cluster's barrier in line \d+ and has not waited since",
+    "has_not_arrived": r"waits for the cluster in line \d+ and has not arrived",
+    "one_stays_away": r"block \(0, 0, 0\): .*64 wait for the cluster in line \d+",
+    "no_such_member": r"shared memory of block 2 at 0: there is none",
+    "odd_clusters": r"a grid of \(3, 1, 1\) has no clusters of 2",
+    "stray_write_to_shared": r"block \(0, 0, 0\): it has written beyond its shared memory",
+    "half_a_product": r"16 have left the kernel, 16 wait at mma|mma in line \d+ lacks some",
     "too_many_rows": r"invalid configuration, grid \(1, 65536, 1\), block \(1, 1, 1\)",
 }
 
@@ -136,7 +196,8 @@ def play_sanitized(*toys):
 
 
 def test_right_kernels_under_the_sanitizers():
-    run = play_sanitized("block_sum", "warp_sum", "shuffles", "reverse", "half_warps")
+    alone = ("block_sum", "warp_sum", "shuffles", "reverse", "half_warps")
+    run = play_sanitized(*alone, "relay", "neighbours", "product_half")
     assert (run.returncode, run.stdout) == (0, "")
     assert not re.search("ERROR|runtime error", run.stderr)
 

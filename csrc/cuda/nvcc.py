@@ -24,6 +24,8 @@ WERROR = ("-Werror", "all-warnings")
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter")
 
 OLDEST_RELEASE = (12, 0)
+# Hundreds of kernels each, for sm_80 and newer: compiled no more often than they have to be.
+LARGE_SOURCES = ("persistent_forward", "persistent_backward", "floor")
 LAUNCHERS = ("ccache", "sccache", "distcc")
 # Turing to Blackwell, each with its own code; the newest as PTX too, for what comes after it.
 DEFAULT_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
@@ -131,6 +133,25 @@ def architectures(wanted: str | None, toolkit: Toolkit) -> list[Architecture]:
     return list(found.values())
 
 
+def targets_of(source: Path, targets: list[Architecture]) -> list[Architecture]:
+    """Return the GPUs a source is compiled for: all, but what is large leaves some out.
+
+    Those are GPUs that it has no kernels for, and those on which code for an older one of the same
+    generation runs.
+    """
+    if source.stem not in LARGE_SOURCES:
+        return targets
+    plain = [int(t.number) for t in targets if t.number.isdecimal()]
+
+    def is_served(target: Architecture) -> bool:
+        if target.ptx or not target.number.isdecimal():
+            return False
+        number = int(target.number)
+        return number < 80 or any(n < number and n // 10 == number // 10 for n in plain)
+
+    return [t for t in targets if not is_served(t)] or targets
+
+
 def inputs(source: Path) -> list[Path]:
     """Return every file that a kernel's source may include, and the source."""
     csrc, cuda = ROOT / "csrc", ROOT / "csrc" / "cuda"
@@ -155,17 +176,17 @@ def compile_objects(directory: Path, *, werror: bool = False) -> list[Path]:
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
     host = ",".join((*HOST_FLAGS, "-Werror") if werror else HOST_FLAGS)
     flags = [*FLAGS, *host_compiler(), "-Xcompiler", host, *(WERROR if werror else ())]
-    for target in targets:
-        flags += target.gencode()
     directory.mkdir(parents=True, exist_ok=True)
     objects = []
     for source in SOURCES:
-        command = [toolkit.nvcc, *flags, "-c", str(source)]
+        mine = targets_of(source, targets)
+        gencode = [flag for target in mine for flag in target.gencode()]
+        command = [toolkit.nvcc, *flags, *gencode, "-c", str(source)]
         output = directory / f"{source.stem}.cuda.o"
         record = output.with_suffix(".sha256")
         state = digest([toolkit.release, *command], inputs(source))
         if not (output.exists() and record.exists() and record.read_text() == state):
-            names = ", ".join(f"sm_{target.number}" for target in targets)
+            names = ", ".join(f"sm_{target.number}" for target in mine)
             print(f"compiling {source.name} for {names}", flush=True)
             record.unlink(missing_ok=True)  # it must not vouch for what an interruption leaves
             _output([*command, "--threads", jobs, "-o", str(output)])

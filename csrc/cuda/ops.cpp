@@ -6,12 +6,22 @@
 
 #include <Python.h>
 
-#include "stepwise.h"
+#include "persistent_path.h"
 
 namespace fused_rnn {
 namespace {
 
-STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) { implement_ops<cuda::Cuda>(m); }
+STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) { cuda::define_persistent_ops(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) {
+  implement_ops<cuda::Cuda>(m);
+  m.impl("persistent_plan", TORCH_BOX(&cuda::persistent_plan));
+  m.impl("persistent_floor", TORCH_BOX(&cuda::persistent_floor));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
+  m.impl("persistent_tf32", TORCH_BOX(&cuda::persistent_tf32));
+}
 
 }  // namespace
 }  // namespace fused_rnn

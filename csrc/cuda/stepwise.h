@@ -42,10 +42,7 @@ class Stepwise {
   std::array<Tensor, 5> forward(bool training, bool every_c) {
     const auto real = in_.compute_type();
     const bool lstm = cell_ == CellKind::kLstm;
-    std::array<Tensor, 5> out{in_.empty(in_.y_shape()), in_.empty({in_.N, in_.R}),
-                              lstm ? in_.empty({in_.N, in_.H}) : in_.h0,
-                              in_.empty(every_c ? in_.shape_of(in_.H) : Sizes{0}),
-                              in_.empty({training ? saved_elements() : 0}, real)};
+    std::array<Tensor, 5> out = room_for_results(training, every_c);
     if (in_.N == 0) {
       return out;
     }
@@ -168,8 +165,15 @@ class Stepwise {
     return out;
   }
 
- private:
+ protected:
   bool has_extra() const { return cell_ == CellKind::kLstm || cell_ == CellKind::kGru; }
+
+  std::array<Tensor, 5> room_for_results(bool training, bool every_c) const {
+    return {in_.empty(in_.y_shape()), in_.empty({in_.N, in_.R}),
+            cell_ == CellKind::kLstm ? in_.empty({in_.N, in_.H}) : in_.h0,
+            in_.empty(every_c ? in_.shape_of(in_.H) : Sizes{0}),
+            in_.empty({training ? saved_elements() : 0}, in_.compute_type())};
+  }
 
   static void* at(const Tensor& t, std::int64_t bytes, std::int64_t element) {
     return static_cast<char*>(t.data_ptr()) + element * bytes;
@@ -272,22 +276,6 @@ class Stepwise {
   const std::int64_t rows_, columns_;
   const std::int64_t element_, real_;  // bytes of the tensors' and the arithmetic's type
   const Stream stream_;
-};
-
-struct Cuda {
-  static std::array<Tensor, 5> forward(CellKind cell, const Operands& in, bool reverse,
-                                       bool training, bool every_c) {
-    const DeviceGuard guard(in.x);
-    return Stepwise(cell, in, reverse).forward(training, every_c);
-  }
-
-  static std::array<Tensor, 8> backward(CellKind cell, const Operands& in, bool reverse,
-                                        const Incoming& given) {
-    const DeviceGuard guard(in.x);
-    Stepwise problem(cell, in, reverse);
-    in.check_saved(given.saved, problem.saved_elements());
-    return problem.backward(given);
-  }
 };
 
 }  // namespace cuda

@@ -6,6 +6,7 @@ on a GPU, and is loaded only into a torch that is built for CUDA.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module, util
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "cuda_missing",
     "forward",
     "name",
+    "plan",
     "simd_level",
     "supports",
 ]
@@ -57,6 +59,28 @@ def simd_level() -> str:
     return torch.ops.fused_rnn.simd_level()
 
 
+def plan(problem: Problem) -> str | None:
+    """Return how the steps of a scan lie on a GPU, in words; None on other devices."""
+    if problem.device.type != "cuda" or cuda_missing() is not None:
+        return None
+    like = torch.empty(0, dtype=problem.dtype, device=problem.device)
+    _tell_tf32(like)
+    sizes = (problem.T, problem.N, problem.H, problem.P)
+    forward, backward = (
+        torch.ops.fused_rnn.persistent_plan(like, problem.cell, *sizes, backward)
+        for backward in (False, True)
+    )
+    if not problem.training or forward == backward:
+        return forward
+    return f"forward {forward}; backward {backward}"
+
+
+def _tell_tf32(x: Tensor) -> None:
+    """Tell persistent kernels what torch allows its matrix products, which C++ cannot ask."""
+    if x.is_cuda and x.dtype is torch.float32 and os.environ.get("FUSED_RNN_PERSISTENT") == "1":
+        torch.ops.fused_rnn.persistent_tf32(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
 def supports(problem: Problem) -> str | None:
     """Return None, or why no kernel takes this problem."""
     if problem.device.type not in ("cpu", "cuda"):
@@ -83,6 +107,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
     """See :meth:`fused_rnn.backends.Backend.forward`."""
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
+    _tell_tf32(x)
     try:
         if cell == "lstm":
             y, h_n, c_n, _, saved = _FORWARD[cell](*inputs, batch_sizes, reverse, training)
@@ -112,6 +137,7 @@ def backward(
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
     needed = needs if cell == "lstm" else (*needs[:2], *needs[3:7])
     mask = sum(need << bit for bit, need in enumerate(needed))
+    _tell_tf32(x)
     try:
         if cell == "lstm":
             given = _BACKWARD[cell](*inputs, batch_sizes, reverse, y, *saved, dy, dh_n, dc_n, mask)

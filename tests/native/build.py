@@ -173,7 +173,7 @@ def scalar_math() -> ctypes.CDLL:
 
 
 def stepwise() -> Path:
-    """Build the CUDA stepwise path for the host bench, as a library of torch ops."""
+    """Build the CUDA paths for the host bench, as a library of torch ops."""
     try:
         from torch.utils.cpp_extension import include_paths, library_paths
     except ImportError as error:
@@ -188,7 +188,10 @@ def stepwise() -> Path:
     )
     units = [
         Unit(NATIVE / "stepwise.cpp", "stepwise/stepwise.o", flags),
-        Unit(ROOT / "csrc" / "cuda" / "gates.cu", "stepwise/gates.o", (*flags, "-xc++")),
+        *(
+            Unit(ROOT / "csrc" / "cuda" / f"{name}.cu", f"stepwise/{name}.o", (*flags, "-xc++"))
+            for name in ("gates", "lengths", "floor", "persistent_forward", "persistent_backward")
+        ),
         *(
             Unit(NATIVE / "simt" / f"{name}.cpp", f"stepwise/{name}.o", flags)
             for name in ("machine", "block")

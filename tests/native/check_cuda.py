@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from csrc.cuda import nvcc
-from csrc.cuda.nvcc import ROOT, SOURCES, CudaBuildError, Toolkit
+from csrc.cuda.nvcc import ROOT, SOURCES, Architecture, CudaBuildError, Toolkit
 
 from . import resources
 from .resources import Table, Usage
@@ -57,7 +57,9 @@ def measure(source: Path, number: str, toolkit: Toolkit) -> dict[str, Usage]:
 def measure_all(toolkit: Toolkit, numbers: list[str]) -> Table:
     """Return the table of all kernels, two compilers at a time."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    work = [(source, number) for source in SOURCES for number in numbers]
+    every = [Architecture(number) for number in numbers]
+    work = [(source, a.number) for source in SOURCES for a in nvcc.targets_of(source, every)]
+    work.sort(key=lambda unit: unit[0].stem not in nvcc.LARGE_SOURCES)  # the long ones first
     table: Table = {}
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(lambda unit: measure(*unit, toolkit), work)

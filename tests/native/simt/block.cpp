@@ -49,57 +49,129 @@ void Block::start_threads(Fibre* fibre) {
   }
 }
 
+void Block::enter() {
+  block = this;
+  blockIdx = index_;
+}
+
 void Block::resume(Thread& thread) {
   current_ = &thread;
   threadIdx = thread.index;
   thread.fibre->enter();
 }
 
-void Block::run(uint3 index) {
-  blockIdx = index;
+void Block::begin(uint3 index, std::vector<Block*> cluster) {
+  index_ = index;
+  cluster_ = std::move(cluster);
   poison({shared_.data(), shared_.size()});
-  poison(static_shared_);
   for (std::size_t i = 0; i < threads_.size(); ++i) {
     threads_[i] = {};
     threads_[i].index = index_of(i, launch_.block);
   }
   order_.draw(turns_);
   started_ = 0;
-  while (started_ < turns_.size() && error_ == nullptr) {
-    idle_fibre()->enter();
-  }
-  const auto waits = [](const Thread& t) { return t.state != Thread::kLeft; };
-  while (error_ == nullptr && std::any_of(threads_.begin(), threads_.end(), waits)) {
-    try {
-      release_and_resume();
-    } catch (...) {
-      error_ = std::current_exception();
-    }
-  }
-  if (error_ != nullptr) {
-    for (Thread& thread : threads_) {
-      if (thread.fibre != nullptr && waits(thread)) {
-        resume(thread);
-      }
-    }
-    std::rethrow_exception(error_);
-  }
 }
 
-void Block::release_and_resume() {
-  bool released = false;
-  for (std::size_t first = 0; first < threads_.size(); first += warpSize) {
-    released |= release_warp(first);
+bool Block::advance() {
+  enter();
+  if (started_ == 0) {
+    poison(static_shared_);
+    while (started_ < turns_.size() && error_ == nullptr) {
+      idle_fibre()->enter();
+    }
+  } else if (!release_and_resume()) {
+    return false;
   }
-  if (!released) {
-    release_barrier();
+  if (error_ != nullptr) {
+    std::rethrow_exception(error_);
   }
-  order_.draw(turns_);
-  for (const std::size_t i : turns_) {
-    if (threads_[i].state == Thread::kReady && error_ == nullptr) {
-      resume(threads_[i]);
+  return true;
+}
+
+bool Block::has_left() const {
+  return std::all_of(threads_.begin(), threads_.end(),
+                     [](const Thread& t) { return t.state == Thread::kLeft; });
+}
+
+void Block::end() {
+  enter();
+  ends_ = true;
+  for (Thread& thread : threads_) {
+    if (thread.fibre != nullptr && thread.state != Thread::kLeft) {
+      resume(thread);
     }
   }
+  current_ = nullptr;
+  for (const Pending& p : pending_) {
+    std::memcpy(p.to, p.bytes, p.size);
+  }
+  pending_.clear();
+  ends_ = false;
+  error_ = nullptr;
+}
+
+bool Block::release_and_resume() {
+  order_.draw(turns_);
+  constexpr std::size_t kMostWarps = 32;
+  std::size_t place[kMostWarps];
+  std::fill_n(place, kMostWarps, kMostWarps);
+  std::vector<std::vector<std::size_t>> warps;  // in the order of their first threads
+  for (const std::size_t i : turns_) {
+    std::size_t& at = place[i / warpSize];
+    if (at == kMostWarps) {
+      at = warps.size();
+      warps.emplace_back();
+    }
+    warps[at].push_back(i);
+  }
+  const bool all = release_barrier();
+  bool any = all;
+  for (const std::vector<std::size_t>& warp : warps) {
+    // One warp far ahead of the others shows where they should have waited for each other.
+    while (error_ == nullptr && (release_waits(warp[0] / warpSize * warpSize) || all)) {
+      if (!run_warp(warp)) {
+        break;
+      }
+      any = true;
+      if (!order_.stays()) {
+        break;
+      }
+    }
+  }
+  return any || error_ != nullptr;
+}
+
+bool Block::run_warp(const std::vector<std::size_t>& warp) {
+  bool any = false;
+  for (const std::size_t i : warp) {
+    if (threads_[i].state == Thread::kReady && error_ == nullptr) {
+      resume(threads_[i]);
+      any = true;
+    }
+  }
+  return any;
+}
+
+bool Block::release_waits(std::size_t first) {
+  bool released = false;
+  try {
+    released = release_warp(first);
+  } catch (...) {
+    error_ = std::current_exception();
+  }
+  unsigned arrived = 0;  // as often has the whole cluster, at the least
+  for (std::size_t i = first; i < std::min(first + warpSize, threads_.size()); ++i) {
+    Thread& t = threads_[i];
+    if (t.state == Thread::kInCluster && t.arrivals > arrived && cluster_has_arrived(t.arrivals)) {
+      arrived = t.arrivals;
+    }
+    if ((t.state == Thread::kPolls && *t.flag >= t.least) ||
+        (t.state == Thread::kInCluster && t.arrivals <= arrived)) {
+      t.state = Thread::kReady;
+      released = true;
+    }
+  }
+  return released;
 }
 
 bool Block::release_warp(std::size_t first) {
@@ -109,6 +181,9 @@ bool Block::release_warp(std::size_t first) {
       const WarpCall call = threads_[i].call;
       if (complete(first, call)) {
         exchange(first, call);
+        for (Pending& p : pending_) {
+          p.warp |= p.thread / warpSize == first / warpSize;
+        }
         released = true;
       }
     }
@@ -136,6 +211,16 @@ void Block::exchange(std::size_t first, const WarpCall& call) {
                             threads_[first + l].state == Thread::kInWarp;
     lanes.push_back(takes_part ? &threads_[first + l] : nullptr);
   }
+  if (call.combine != nullptr) {
+    void* operands[warpSize];
+    std::transform(lanes.begin(), lanes.end(), operands,
+                   [](const Thread* t) { return t == nullptr ? nullptr : t->call.operands; });
+    if (std::count(operands, operands + warpSize, nullptr) > 0) {
+      fail(std::string(call.name) + " in line " + std::to_string(call.line) +
+           " lacks some of its lanes");
+    }
+    call.combine(operands);
+  }
   for (Thread* const t : lanes) {
     if (t != nullptr) {
       const Thread* const source = lanes.at(static_cast<std::size_t>(t->call.source));
@@ -149,21 +234,82 @@ void Block::exchange(std::size_t first, const WarpCall& call) {
   }
 }
 
-void Block::release_barrier() {
-  std::map<std::string, int> doings;
-  for (const Thread& thread : threads_) {
-    ++doings[thread.doing()];
-  }
-  if (doings.size() > 1 || threads_[0].state != Thread::kAtBarrier) {
-    std::string all;
-    for (const auto& [doing, threads] : doings) {
-      all += (all.empty() ? "" : ", ") + std::to_string(threads) + " " + doing;
+bool Block::release_barrier() {
+  const Thread& one = threads_[0];
+  for (const Thread& t : threads_) {
+    if (t.state != Thread::kAtBarrier || t.line != one.line) {
+      return false;
     }
-    fail("threads wait in vain: " + all);
   }
   for (Thread& thread : threads_) {
     thread.state = Thread::kReady;
   }
+  for (Pending& p : pending_) {
+    p.block = true;
+  }
+  return true;
+}
+
+std::string Block::waits_in_vain() const {
+  std::map<std::string, int> doings;
+  for (const Thread& thread : threads_) {
+    ++doings[thread.doing()];
+  }
+  std::string all;
+  for (const auto& [doing, threads] : doings) {
+    all += (all.empty() ? "" : ", ") + std::to_string(threads) + " " + doing;
+  }
+  return "block " + text(index_) + ": threads wait in vain: " + all;
+}
+
+unsigned Block::rank() const {
+  return static_cast<unsigned>(std::find(cluster_.begin(), cluster_.end(), this) -
+                               cluster_.begin());
+}
+
+void* Block::shared(unsigned rank, void* mine) const {
+  const auto offset = static_cast<unsigned char*>(mine) - shared_.data();
+  if (rank >= cluster_.size() || offset < 0 || static_cast<std::size_t>(offset) >= shared_.size()) {
+    fail("shared memory of block " + std::to_string(rank) + " at " + std::to_string(offset) +
+         ": there is none");
+  }
+  return cluster_[rank]->shared_.data() + offset;
+}
+
+void Block::arrive(int line) {
+  if (current_->arrived) {
+    fail("a thread arrives at the cluster's barrier in line " + std::to_string(line) +
+         " and has not waited since it arrived before");
+  }
+  current_->arrived = true;
+  ++current_->arrivals;
+  publish();
+}
+
+bool Block::cluster_has_arrived(unsigned times) const {
+  return std::all_of(cluster_.begin(), cluster_.end(), [&](const Block* b) {
+    return std::all_of(b->threads_.begin(), b->threads_.end(),
+                       [&](const Thread& t) { return t.arrivals >= times; });
+  });
+}
+
+void Block::write_later(void* to, const void* from, std::size_t bytes) {
+  Pending p{thread(), false, false, to, bytes, {}};
+  std::memcpy(p.bytes, from, bytes);
+  pending_.push_back(p);
+}
+
+void Block::publish() {
+  const auto ordered = [this](const Pending& p) {
+    const bool warp = p.warp && p.thread / warpSize == thread() / warpSize;
+    return p.block || warp || p.thread == thread();
+  };
+  for (const Pending& p : pending_) {
+    if (ordered(p)) {
+      std::memcpy(p.to, p.bytes, p.size);
+    }
+  }
+  pending_.erase(std::remove_if(pending_.begin(), pending_.end(), ordered), pending_.end());
 }
 
 }  // namespace simt

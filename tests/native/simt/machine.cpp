@@ -1,5 +1,6 @@
 // Runs launches, and answers what a kernel or a test asks.
 #include <algorithm>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 
@@ -21,6 +22,12 @@ void check(const Launch& l) {
                              text({l.grid.x, l.grid.y, l.grid.z}) + ", block " +
                              text({l.block.x, l.block.y, l.block.z}));
   }
+  if (l.cluster == 0 || l.cluster > 16 || count(l.grid) % l.cluster != 0 ||
+      (l.cluster > 1 && l.grid.x % l.cluster != 0)) {
+    throw std::runtime_error(std::string(l.name) + ": a grid of " +
+                             text({l.grid.x, l.grid.y, l.grid.z}) + " has no clusters of " +
+                             std::to_string(l.cluster));
+  }
 }
 
 std::uint64_t order_of_all = 0;
@@ -29,6 +36,62 @@ struct LastLaunch {
   unsigned extents[6];
   bool any = false;
 } last;
+
+using Blocks = std::vector<std::unique_ptr<Block>>;
+
+// Blocks take turns until all have left.
+void take_turns(const Launch& launch, const Blocks& blocks, Order& order) {
+  std::vector<std::size_t> turns(blocks.size());
+  std::iota(turns.begin(), turns.end(), std::size_t{0});
+  const auto left = [](const std::unique_ptr<Block>& b) { return b->has_left(); };
+  for (bool any = true; any;) {
+    any = false;
+    order.draw(turns);
+    for (const std::size_t i : turns) {
+      while (!blocks[i]->has_left() && blocks[i]->advance()) {
+        any = true;
+        if (!order.stays()) {
+          break;
+        }
+      }
+    }
+  }
+  if (!std::all_of(blocks.begin(), blocks.end(), left)) {
+    std::string all;
+    for (const std::unique_ptr<Block>& b : blocks) {
+      all += b->has_left() ? "" : (all.empty() ? ", " : "; ") + b->waits_in_vain();
+    }
+    throw std::runtime_error(launch.name + all);
+  }
+  for (const std::unique_ptr<Block>& b : blocks) {
+    if (b->has_strayed()) {
+      b->fail("it has written beyond its shared memory");
+    }
+  }
+}
+
+// Blocks that are alive together, from number `first` on.
+void run_team(const Launch& launch, const Blocks& blocks, std::size_t first, Order& order) {
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    std::vector<Block*> cluster;
+    for (std::size_t c = i / launch.cluster * launch.cluster; cluster.size() < launch.cluster;) {
+      cluster.push_back(blocks[c++].get());
+    }
+    blocks[i]->begin(index_of(first + i, launch.grid), cluster);
+  }
+  std::exception_ptr error;
+  try {
+    take_turns(launch, blocks, order);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  for (const std::unique_ptr<Block>& b : blocks) {
+    b->end();
+  }
+  if (error != nullptr) {
+    std::rethrow_exception(error);
+  }
+}
 
 }  // namespace
 
@@ -42,24 +105,54 @@ void run(const Launch& launch, const std::function<void()>& thread) {
   gridDim = launch.grid;
   blockDim = launch.block;
   Order order(order_of_all);
-  std::vector<std::size_t> blocks(count(launch.grid));
-  std::iota(blocks.begin(), blocks.end(), std::size_t{0});
-  order.draw(blocks);
-  Block all(launch, thread, order);
-  block = &all;
-  for (const std::size_t i : blocks) {
-    all.run(index_of(i, launch.grid));
+  const std::size_t together = launch.cooperative ? count(launch.grid) : launch.cluster;
+  std::vector<std::size_t> teams(count(launch.grid) / together);
+  std::iota(teams.begin(), teams.end(), std::size_t{0});
+  order.draw(teams);
+  std::vector<std::unique_ptr<Block>> blocks;
+  for (std::size_t i = 0; i < together; ++i) {
+    blocks.push_back(std::make_unique<Block>(launch, thread, order));
+  }
+  for (const std::size_t team : teams) {
+    run_team(launch, blocks, team * together, order);
   }
 }
 
 void* dynamic_shared() { return block->shared(); }
 
-void block_barrier(int line) {
-  block->current().line = line;
-  block->wait(Thread::kAtBarrier);
-}
+void block_barrier(int line) { block->wait(Thread::kAtBarrier, line); }
 
 int lane() { return block->lane(); }
+
+unsigned cluster_rank() { return block->rank(); }
+
+unsigned cluster_size() { return block->cluster_size(); }
+
+void* in_block_of_cluster(void* shared, unsigned rank) { return block->shared(rank, shared); }
+
+void cluster_arrive(int line) { block->arrive(line); }
+
+void cluster_wait(int line) {
+  if (!block->current().arrived) {
+    block->fail("a thread waits for the cluster in line " + std::to_string(line) +
+                " and has not arrived");
+  }
+  block->wait(Thread::kInCluster, line);
+  block->current().arrived = false;
+}
+
+void store(void* to, const void* from, std::size_t bytes) { block->write_later(to, from, bytes); }
+
+void release(unsigned* flag, unsigned value) {
+  block->publish();
+  *flag = value;
+}
+
+void wait_for(const unsigned* flag, unsigned least, int line) {
+  block->current().flag = flag;
+  block->current().least = least;
+  block->wait(Thread::kPolls, line);
+}
 
 std::uint64_t warp_meeting(const WarpCall& call) {
   if ((call.mask >> block->lane() & 1u) == 0) {

@@ -26,6 +26,9 @@ class Order {
     }
   }
 
+  // Whether who has run goes on before others have their turn.
+  bool stays() { return kind_ <= 1 || random_() % 4 != 0; }
+
  private:
   std::uint64_t kind_;
   std::mt19937_64 random_;

@@ -14,13 +14,25 @@ struct Memory {
 };
 
 // NaN in each of the element types, and as an index far out of any range.
-inline void poison(Memory memory) {
+inline unsigned char poison_at(const unsigned char* byte) {
   constexpr std::uint16_t kPattern = 0x7ff5;
-  const auto begin = reinterpret_cast<std::uintptr_t>(memory.begin);
+  return static_cast<unsigned char>(kPattern >> (reinterpret_cast<std::uintptr_t>(byte) % 2 * 8));
+}
+
+inline void poison(Memory memory) {
+  auto* const bytes = static_cast<unsigned char*>(memory.begin);
   for (std::size_t i = 0; i < memory.size; ++i) {
-    static_cast<unsigned char*>(memory.begin)[i] =
-        static_cast<unsigned char>(kPattern >> ((begin + i) % 2 * 8));
+    bytes[i] = poison_at(bytes + i);
   }
+}
+
+inline bool is_poisoned(Memory memory) {
+  auto* const bytes = static_cast<unsigned char*>(memory.begin);
+  bool all = true;
+  for (std::size_t i = 0; i < memory.size; ++i) {
+    all &= bytes[i] == poison_at(bytes + i);
+  }
+  return all;
 }
 
 // The thread-local variables of this library, all of them __shared__, on the current thread.

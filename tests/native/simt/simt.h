@@ -8,9 +8,10 @@
 // Stricter than a GPU: all threads of a block, none of which has left the kernel, have to come to
 // the same __syncthreads; a shuffle may only read from lanes that take part in it.
 //
-// What makes all blocks of a grid or cluster wait for each other will need them alive together: a
-// Block in machine.cpp for each, with its own dynamic shared memory. Static shared memory is
-// thread-local, so such blocks would run on threads of their own, one at a time.
+// Blocks of a cooperative launch, or of a cluster, are alive together and take turns too. Each has
+// dynamic shared memory of its own; their kernels may have no static shared memory, which there is
+// only once. What they write for each other by ptx.cuh's means reaches memory as late as the rules
+// allow: when a barrier or release orders it before a flag or an arrival.
 #pragma once
 
 #include <cstddef>
@@ -24,12 +25,17 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 // Thread-local, because machine.cpp can find and fill a library's thread-local variables as one
 // range; nothing else there may be. Dynamic shared memory is fused_rnn::cuda::dynamic_shared<T>().
 #define __shared__ static thread_local
 
 struct uint3 {
   unsigned x, y, z;
+};
+
+struct alignas(8) float2 {
+  float x, y;
 };
 
 struct dim3 {
@@ -47,15 +53,20 @@ struct Launch {
   const char* name;
   dim3 grid, block;
   std::size_t shared_bytes;
+  bool cooperative = false;  // all blocks are alive together
+  unsigned cluster = 1;      // likewise so many neighbours
 };
 
-// What a thread brings to a meeting of lanes of its warp.
+// What a thread brings to a meeting of lanes of its warp: a value for others, or else operands that
+// `combine` gets together with those of all other lanes.
 struct WarpCall {
   const char* name;
   int line;
   unsigned mask;
   std::uint64_t given;
   int source;  // the lane whose `given` it gets
+  void* operands = nullptr;
+  void (*combine)(void* const* operands) = nullptr;
 };
 
 void run(const Launch& launch, const std::function<void()>& thread);
@@ -63,6 +74,16 @@ void* dynamic_shared();
 void block_barrier(int line);
 std::uint64_t warp_meeting(const WarpCall& call);
 int lane();
+
+// Blocks that are alive together.
+unsigned cluster_rank();
+unsigned cluster_size();
+void* in_block_of_cluster(void* shared, unsigned rank);  // the same place of another's
+void cluster_arrive(int line);
+void cluster_wait(int line);
+void store(void* to, const void* from, std::size_t bytes);  // for other blocks
+void release(unsigned* flag, unsigned value);
+void wait_for(const unsigned* flag, unsigned least, int line);
 
 template <class T>
 T shuffle(const char* name, int line, unsigned mask, T value, int source) {
@@ -121,9 +142,21 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
 namespace fused_rnn {
 namespace cuda {
 
+struct Together {
+  bool cooperative;  // all blocks
+  unsigned cluster;  // so many neighbours; 1: no clusters
+};
+
 template <class T>
 T* dynamic_shared() {
   return static_cast<T*>(simt::dynamic_shared());
+}
+
+template <class... Params>
+void launch_together(void (*kernel)(Params...), const char* name, Together together, dim3 grid,
+                     dim3 block, std::size_t shared_bytes, void*, Params... arguments) {
+  simt::run({name, grid, block, shared_bytes, together.cooperative, together.cluster},
+            [&] { kernel(arguments...); });
 }
 
 template <class... Params>

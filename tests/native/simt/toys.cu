@@ -1,16 +1,23 @@
 // Small kernels, right and wrong, that the host bench is tested with.
 #include "toys.h"
 
+#include <algorithm>
 #include <exception>
+#include <iterator>
 #include <map>
 #include <string>
 
 #include "launch.cuh"
+#include "ptx.cuh"
 
 namespace {
 
+using fused_rnn::BFloat16;
+using fused_rnn::Half;
 using fused_rnn::cuda::dynamic_shared;
-using fused_rnn::cuda::launch;
+using fused_rnn::cuda::launch_together;
+using fused_rnn::cuda::Together;
+namespace ptx = fused_rnn::cuda::ptx;
 
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -145,6 +152,10 @@ __global__ void stray_shared(const float* in, float* out) {
   out[threadIdx.x] = tile[threadIdx.x + 1];
 }
 
+__global__ void stray_write_to_shared(const float* in, float*) {
+  dynamic_shared<float>()[threadIdx.x + 1] = in[threadIdx.x];
+}
+
 __global__ void stray_static(const float* in, float* out) {
   __shared__ float tile[kToyBlock];
   tile[threadIdx.x] = in[threadIdx.x];
@@ -152,11 +163,118 @@ __global__ void stray_static(const float* in, float* out) {
   out[threadIdx.x] = tile[threadIdx.x + 1];
 }
 
+unsigned flags[4];
+
+// Each block adds its part of `in` to what the block before it has made, and hands it on.
+template <bool kBarrier>
+__global__ void relay(const float* in, float* out) {
+  const unsigned b = blockIdx.x, i = threadIdx.x;
+  float value = in[b * kToyBlock + i];
+  if (b > 0) {
+    ptx::acquire(&flags[b - 1], 1);
+    value += out[(b - 1) * kToyBlock + (i + 32) % kToyBlock];
+  }
+  ptx::store_for_all(out + b * kToyBlock + i, value);
+  if (kBarrier) {
+    __syncthreads();
+  }
+  if (i == 0) {
+    ptx::release(&flags[b], 1);
+  }
+}
+
+// Each block waits for the next one.
+__global__ void meet(const float*, float* out) {
+  const unsigned b = blockIdx.x;
+  if (threadIdx.x == 0) {
+    ptx::release(&flags[b], 1);
+  }
+  ptx::acquire(&flags[(b + 1) % 4], 1);
+  out[thread_in_grid()] = 1;
+}
+
+__global__ void nobody_answers(const float*, float*) { ptx::acquire(&flags[blockIdx.x], 1); }
+
+// Each member writes its number into the next one's shared memory.
+template <bool kWait>
+__global__ void neighbours(const float*, float* out) {
+  float* const mine = dynamic_shared<float>() + threadIdx.x;
+  const unsigned next = (blockIdx.x + 1) % 2;
+  ptx::store_for_member(ptx::of_member(mine, next), static_cast<float>(blockIdx.x));
+  ptx::cluster_arrive();
+  if (kWait) {
+    ptx::cluster_wait();
+  }
+  out[thread_in_grid()] = *mine;
+}
+
+__global__ void arrives_twice(const float*, float*) {
+  ptx::cluster_arrive();
+  ptx::cluster_arrive();
+}
+
+__global__ void has_not_arrived(const float*, float*) { ptx::cluster_wait(); }
+
+__global__ void one_stays_away(const float*, float*) {
+  if (blockIdx.x % 2 == 0) {
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  }
+}
+
+__global__ void no_such_member(const float*, float*) { ptx::of_member(dynamic_shared<float>(), 2); }
+
+// out (16, 8) = A B + 1. A (16, K) begins with `in`, B (K, 8) with A's row 4.
+template <class S>
+__global__ void product(const float* in, float* out) {
+  constexpr int kPair = 4 / sizeof(S), kDepth = 8 * kPair;
+  const int g = static_cast<int>(threadIdx.x) / 4, q = static_cast<int>(threadIdx.x) % 4;
+  const auto word = [&](auto element) {
+    S pair[kPair];
+    for (int i = 0; i < kPair; ++i) {
+      const float v = element(i);
+      if constexpr (sizeof(S) == 4) {
+        pair[i] = fused_rnn::bit_cast<float>(ptx::round_tf32(v));
+      } else {
+        pair[i] = fused_rnn::narrow<S>(v);
+      }
+    }
+    std::uint32_t bits;
+    std::memcpy(&bits, pair, 4);
+    return bits;
+  };
+  ptx::FragmentA a;
+  ptx::FragmentB b;
+  for (int w = 0; w < 4; ++w) {
+    const int row = g + w % 2 * 8, k = (q + w / 2 * 4) * kPair;
+    a.v[w] = word([&](int i) { return in[row * kDepth + k + i]; });
+  }
+  for (int w = 0; w < 2; ++w) {
+    const int k = (q + w * 4) * kPair;
+    b.v[w] = word([&](int i) { return in[4 * kDepth + (k + i) * 8 + g]; });
+  }
+  ptx::Accumulator d{{1, 1, 1, 1}};
+  ptx::multiply<S>(d, a, b);
+  for (int i = 0; i < 4; ++i) {
+    out[(g + i / 2 * 8) * 8 + q * 2 + i % 2] = d.v[i];
+  }
+}
+
+__global__ void half_a_product(const float*, float*) {
+  ptx::Accumulator d{};
+  if (threadIdx.x < 16) {
+    ptx::multiply<Half>(d, {}, {});
+  }
+}
+
 struct Toy {
   void (*kernel)(const float*, float*);
   dim3 grid;
   dim3 block = dim3(kToyBlock);
+  Together together = {false, 1};
 };
+
+constexpr Together kTogether = {true, 1}, kPairs = {false, 2};
 
 const std::map<std::string, Toy> kToys = {
     {"indices", {indices, dim3(2, 3, 2), dim3(4, 2, 3)}},
@@ -177,8 +295,25 @@ const std::map<std::string, Toy> kToys = {
     {"stray_read", {stray_read, 4}},
     {"stray_write", {stray_write, 4}},
     {"stray_shared", {stray_shared, 1}},
+    {"stray_write_to_shared", {stray_write_to_shared, 1}},
     {"stray_static", {stray_static, 1}},
     {"too_many_rows", {indices, dim3(1, 65536), 1}},
+    {"relay", {relay<true>, 4, kToyBlock, kTogether}},
+    {"relay_without_barrier", {relay<false>, 4, kToyBlock, kTogether}},
+    {"nobody_answers", {nobody_answers, 2, kToyBlock, kTogether}},
+    {"meet", {meet, 4, kToyBlock, kTogether}},
+    {"meet_apart", {meet, 4}},
+    {"neighbours", {neighbours<true>, 4, kToyBlock, kPairs}},
+    {"neighbours_without_wait", {neighbours<false>, 4, kToyBlock, kPairs}},
+    {"arrives_twice", {arrives_twice, 2, kToyBlock, kPairs}},
+    {"has_not_arrived", {has_not_arrived, 2, kToyBlock, kPairs}},
+    {"one_stays_away", {one_stays_away, 2, kToyBlock, kPairs}},
+    {"no_such_member", {no_such_member, 2, kToyBlock, kPairs}},
+    {"odd_clusters", {indices, 3, kToyBlock, kPairs}},
+    {"product_half", {product<Half>, 1, 32}},
+    {"product_bfloat16", {product<BFloat16>, 1, 32}},
+    {"product_tf32", {product<float>, 1, 32}},
+    {"half_a_product", {half_a_product, 1, 32}},
 };
 
 }  // namespace
@@ -187,7 +322,9 @@ const char* simt_toy(const char* toy, const float* in, float* out) {
   static std::string failure;
   try {
     const Toy& t = kToys.at(toy);
-    launch(t.kernel, toy, t.grid, t.block, kToyBlock * sizeof(float), nullptr, in, out);
+    std::fill(std::begin(flags), std::end(flags), 0u);
+    launch_together(t.kernel, toy, t.together, t.grid, t.block, kToyBlock * sizeof(float), nullptr,
+                    in, out);
     return nullptr;
   } catch (const std::exception& error) {
     failure = error.what();

@@ -1,0 +1,78 @@
+// See device.h.
+#include "device.h"
+
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "launch.cuh"
+
+namespace fused_rnn {
+namespace cuda {
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&value, which, device);
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("fused_rnn: asking for a device attribute failed: ") +
+                             cudaGetErrorString(error));
+  }
+  return value;
+}
+
+// As large a block as a persistent kernel's, which leaves no room beside it.
+__global__ void __launch_bounds__(256, 1) occupant() {}
+
+// Clusters of `size` such blocks that run at once: fewer than SMs / size where a processing cluster
+// of the device has SMs left over, or a slice of it is ours.
+int clusters_at_once(int size, std::int64_t shared_bytes) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(size)), config.blockDim = dim3(256);
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.attrs = &cluster, config.numAttrs = 1;
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, occupant, &config) != cudaSuccess) {
+    cudaGetLastError();  // a device without such clusters: not an error of the launches to come
+    return 0;
+  }
+  return count;
+}
+
+DeviceFacts ask(int device) {
+  DeviceFacts facts;
+  facts.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                     attribute(cudaDevAttrComputeCapabilityMinor, device);
+  facts.sms = attribute(cudaDevAttrMultiProcessorCount, device);
+  facts.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  facts.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
+  facts.clusters[0] = facts.sms;
+  if (facts.capability >= 90) {
+    const auto bytes = static_cast<int>(facts.shared_bytes);
+    check_launch("occupant", cudaFuncSetAttribute(
+                                 occupant, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    for (int i = 1; i < 4; ++i) {
+      facts.clusters[i] = clusters_at_once(1 << i, facts.shared_bytes);
+    }
+  }
+  return facts;
+}
+
+}  // namespace
+
+DeviceFacts device_facts() {
+  static std::mutex mutex;
+  static std::map<int, DeviceFacts> known;
+  int device = 0;
+  check_launch("a persistent kernel", cudaGetDevice(&device));
+  const std::lock_guard<std::mutex> guard(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known.emplace(device, ask(device)).first->second;
+}
+
+}  // namespace cuda
+}  // namespace fused_rnn

@@ -1,0 +1,170 @@
+"""The persistent forward kernels of CUDA, run on the host bench: a whole scan in one launch."""
+
+import pytest
+import torch
+from conftest import TOLERANCES
+from native.core import assert_same_bits
+from native.persistent import (
+    CLUSTER,
+    MEMORY,
+    Case,
+    Layout,
+    bench,
+    draw,
+    expected,
+    fewest_blocks,
+    forward,
+    is_compiled,
+    step_by_step,
+)
+from native.simt.library import ORDERS
+
+# Products of halves, of floats rounded to TF32, and of floats as they are.
+KINDS = {
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+    "tf32": (torch.float32, True),
+    "float32": (torch.float32, False),
+}
+EVEN = (4,) * 9
+RAGGED = (6, 5, 5, 3, 2, 2, 2, 1, 1, 1)
+SHAPE = 3  # 32 rows, 16 columns; compiled for both meetings
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+meetings = pytest.mark.parametrize("meeting", [MEMORY, CLUSTER])
+directions = pytest.mark.parametrize(
+    "reverse", [(False,), (True,), (False, True)], ids=["forward", "reverse", "both"]
+)
+
+
+@pytest.fixture(params=["lstm", "gru", "rnn_tanh", "rnn_relu"])
+def cell(request):
+    return request.param
+
+
+def make(cell, kind, lengths=EVEN, H=19, meeting=MEMORY, shape=SHAPE, chunks=1, **changes):
+    dtype, tf32 = KINDS[kind]
+    layout = Layout(shape, meeting, fewest_blocks(cell, H, shape), chunks)
+    return Case(cell, dtype, lengths, H, layout, tf32=tf32, **changes)
+
+
+def tolerance_of(case):
+    """Return what operands of products, rounded as they are, cost."""
+    return TOLERANCES[torch.float16 if case.tf32 else case.dtype].forward
+
+
+def assert_is_expected(case, given, found, reverse):
+    """Compare with the specification, and each step with the gate kernels."""
+    wanted = expected(case, given, reverse)
+    assert found.keys() - {"gates", "extra"} == wanted.keys()
+    tolerance = tolerance_of(case)
+    for name, tensor in wanted.items():
+        scale = tensor.abs().max().item()
+        torch.testing.assert_close(found[name].double(), tensor, rtol=0, atol=tolerance * scale)
+    if not case.training:
+        return
+    if case.tf32:
+        case = case._replace(tf32=False)
+    else:
+        tolerance = TOLERANCES[torch.float32].forward
+    for name, tensor in step_by_step(case, given, found, reverse).items():
+        # What is stored in half precision differs by one unit in its last place at most.
+        rounding = torch.finfo(tensor.dtype).eps if tensor.dtype.itemsize == 2 else 0
+        torch.testing.assert_close(
+            found[name], tensor, rtol=tolerance + rounding, atol=4 * tolerance, msg=name
+        )
+
+
+def check(case):
+    operands = [draw(case) for _ in case.reverse]
+    results = forward(case, operands)
+    for given, found, reverse in zip(operands, results, case.reverse, strict=True):
+        assert_is_expected(case, given, found, reverse)
+    return operands, results
+
+
+@kinds
+@meetings
+def test_forward(cell, kind, meeting):
+    check(make(cell, kind, meeting=meeting))
+
+
+@kinds
+@meetings
+@directions
+def test_ragged(cell, kind, meeting, reverse):
+    check(make(cell, kind, RAGGED, meeting=meeting, reverse=reverse))
+
+
+@pytest.mark.parametrize("shape", range(8))
+@meetings
+def test_every_shape(cell, meeting, shape):
+    layout = Layout(shape, meeting, 1)
+    if not is_compiled(layout):
+        pytest.skip("there is no kernel of this shape for this meeting")
+    check(make(cell, "float16", (2,) * 5, 70, meeting, shape))
+    check(make(cell, "float32", (2,) * 5, 37, meeting, shape))
+
+
+@pytest.mark.parametrize("meeting", [MEMORY, CLUSTER])
+@pytest.mark.parametrize("N", [1, 17, 70])
+def test_chunks_and_groups(cell, meeting, N):
+    lengths = tuple(sorted(((5 * n) % 4 + 1 for n in range(N)), reverse=True))
+    for chunks in (1, 2, 3):
+        check(make(cell, "bfloat16", lengths, meeting=meeting, chunks=chunks))
+
+
+@pytest.mark.parametrize("H", [1, 8, 16, 31, 64])
+@meetings
+def test_hidden_units(cell, meeting, H):
+    check(make(cell, "float16", (3, 3, 2), H, meeting))
+
+
+@kinds
+@meetings
+def test_inference_gives_the_same(cell, kind, meeting):
+    case = make(cell, kind, RAGGED, meeting=meeting, reverse=(True,))
+    given = draw(case)
+    (training,) = forward(case, [given])
+    (inference,) = forward(case._replace(training=False), [given])
+    assert_same_bits(inference, {name: training[name] for name in inference})
+
+
+@pytest.mark.parametrize("biases", [(), ("b_ih",), ("b_hh",)], ids=["none", "b_ih", "b_hh"])
+def test_absent_biases_are_zero(cell, biases):
+    check(make(cell, "float16", biases=biases))
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+@meetings
+def test_the_order_of_threads_and_blocks_does_not_matter(cell, meeting, chunks):
+    lengths = tuple(n for n in RAGGED for _ in range(2))
+    case = make(cell, "float16", lengths, 31, meeting, chunks=chunks, reverse=(False, True))
+    operands = [draw(case) for _ in case.reverse]
+    results = []
+    for order in ORDERS:
+        with bench().order(order):
+            results.append(forward(case, operands))
+    for found in results[1:]:
+        for direction, first in zip(found, results[0], strict=True):
+            assert_same_bits(direction, first)
+
+
+@meetings
+def test_nan_stays_in_its_sequence(cell, meeting):
+    case = make(cell, "float16", meeting=meeting)
+    given = draw(case)
+    (clean,) = forward(case, [given])
+    given["h0"][3] = torch.nan
+    (found,) = forward(case, [given])
+    sequence = torch.arange(sum(case.lengths)) % len(case.lengths)
+    for name in ("y", "gates"):
+        assert found[name][sequence == 3].isnan().any()
+        others = sequence != 3
+        assert_same_bits({name: found[name][others]}, {name: clean[name][others]})
+
+
+def test_blocks_beyond_the_hidden_units(cell):
+    case = make(cell, "float16", H=9)
+    # Units are shared out evenly: 9 over 7 blocks are 2 each, and the last two blocks have none.
+    check(case._replace(layout=case.layout._replace(blocks=7)))
