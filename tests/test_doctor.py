@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,20 +32,22 @@ def default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def examine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, dict[str, Any]]]:
+) -> Iterator[Callable[..., tuple[int, dict[str, Any]]]]:
     """Return a function that examines one backend with one cell and dtype."""
+    before = dict(BACKENDS)  # the order counts, which monkeypatch would not restore
 
     def run(backend: Any, dtype: torch.dtype = torch.float32) -> tuple[int, dict[str, Any]]:
-        for name in list(BACKENDS):
-            monkeypatch.delitem(BACKENDS, name)
-        monkeypatch.setitem(BACKENDS, backend.name, backend)
+        BACKENDS.clear()
+        BACKENDS[backend.name] = backend
         monkeypatch.setattr(doctor, "LIMITS", {dtype: doctor.LIMITS[dtype]})
         monkeypatch.setattr(doctor, "CELLS", {"lstm": CELLS["lstm"]})
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
         status = doctor.main(["--json"])
         return status, json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
 
-    return run
+    yield run
+    BACKENDS.clear()
+    BACKENDS.update(before)
 
 
 def backend(**changes: Any) -> SimpleNamespace:

@@ -32,18 +32,20 @@ def three_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         available=lambda: None,
         supports=refusal,
         forward=reference.forward,
+        saved=reference.saved,
         backward=reference.backward,
     )
     missing = SimpleNamespace(name="missing", available=lambda: "not built", supports=refusal)
-    for name in list(BACKENDS):
-        monkeypatch.delitem(BACKENDS, name)
-    for backend in (missing, picky, reference):
-        monkeypatch.setitem(BACKENDS, backend.name, backend)
+    before = dict(BACKENDS)  # the order counts, which monkeypatch would not restore
+    BACKENDS.clear()
+    BACKENDS.update({backend.name: backend for backend in (missing, picky, reference)})
     monkeypatch.setattr(backends, "_environment", None)
     choices = (backends._automatic, backends._by_name)
     for choice in choices:
         choice.cache_clear()
     yield
+    BACKENDS.clear()
+    BACKENDS.update(before)
     for choice in choices:
         choice.cache_clear()
 

@@ -7,6 +7,7 @@ on a GPU, and is loaded only into a torch that is built for CUDA.
 from __future__ import annotations
 
 from importlib import import_module, util
+from math import prod
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "cuda_missing",
     "forward",
     "name",
+    "saved",
     "simd_level",
     "supports",
 ]
@@ -65,6 +67,8 @@ def supports(problem: Problem) -> str | None:
         return f"no kernel for {problem.dtype}"
     if problem.transform is not None:
         return f"{problem.transform} needs torch's own operators"
+    if problem.states and CELLS[problem.cell].has_cell_state:
+        return "it keeps the cell states of the steps in between to itself"
     return _refused_gpu(problem.device) if problem.device.type == "cuda" else None
 
 
@@ -94,6 +98,18 @@ def forward(
         _raise_out_of_memory(error, x.device)
         raise
     return y, h_n, None, (saved,)
+
+
+def saved(cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
+    """See :meth:`fused_rnn.backends.Backend.saved`."""
+    x, gates = inputs.x, CELLS[cell].gates
+    h = int(inputs.w_hh.shape[0] // gates)  # the widths of a graph are fixed
+    if x.device.type == "cuda":
+        per_row = gates * h + (h if gates > 1 else 0)
+    else:
+        per_row = torch.ops.fused_rnn.saved_per_row(cell, x.dtype, h)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (x.new_empty(prod(x.shape[:-1]) * per_row, dtype=dtype),)
 
 
 def backward(
