@@ -23,6 +23,7 @@ from .harness import Harness
 from .kernels import measure_kernels
 from .memory import PeakMemory
 from .memory_cuda import CudaMemory
+from .options import run as run_options
 from .peers import Settings
 from .plots import plot
 from .progress import Progress
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds=options.seconds
         or (_QUICK_SECONDS if options.quick else _GPU_SECONDS if on_gpu else _SECONDS),
     )
+    if options.options:
+        return 0 if run_options(settings, options.json) else 1
     run, interrupted = _measure(cases, settings, options.filter)
     print((render_cuda if on_gpu else render)(run, colour=sys.stdout.isatty()))
     if on_gpu and not options.json and not options.filter:
@@ -172,6 +175,11 @@ def _parser() -> argparse.ArgumentParser:
         help="in all, for other work to leave the cores, and to repeat cases that it disturbed",
     )
     parser.add_argument("--list", action="store_true", help="print the cases' ids and stop")
+    parser.add_argument(
+        "--options",
+        action="store_true",
+        help="instead: resets, single steps and recomputation; status 1 where the bar is not met",
+    )
     return parser
 
 

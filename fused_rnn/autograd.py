@@ -16,11 +16,16 @@ from torch.autograd.function import FunctionCtx
 
 from fused_rnn.backends import Backend, Inputs, reference, transforms
 
-__all__ = ["scan", "step"]
+__all__ = ["scan", "scan_states", "step"]
 
 
 def scan(
-    backend: Backend, cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool
+    backend: Backend,
+    cell: str,
+    inputs: Inputs,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one layer in one direction on a backend, differentiably.
 
@@ -30,6 +35,7 @@ def scan(
         inputs: the operands
         batch_sizes: (T,) int64 on the CPU for packed data, else None
         reverse: whether each sequence is scanned from its last step to its first
+        recompute: whether backward makes what it needs by another forward, instead of keeping it
 
     Shape:
         - y: (T, N, R), or (rows, R) for packed data
@@ -40,9 +46,30 @@ def scan(
     if torch.is_grad_enabled():
         for t in inputs:
             if t is not None and t.requires_grad:
-                return _Scan.apply(backend, cell, batch_sizes, reverse, *inputs)
+                return _Scan.apply(backend, cell, batch_sizes, reverse, recompute, *inputs)
     y, h_n, c_n, _ = backend.forward(cell, inputs, batch_sizes, reverse, False)
     return y, h_n, c_n
+
+
+def scan_states(
+    backend: Backend,
+    cell: str,
+    inputs: Inputs,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Do as :func:`scan` for a cell with a cell state, and return every step's c too.
+
+    Shape:
+        - c: (T, N, H), or (rows, H) for packed data
+    """
+    if backend is reference:
+        return reference.scan_states(cell, inputs, batch_sizes, reverse)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        return _ScanStates.apply(backend, cell, batch_sizes, reverse, recompute, *inputs)
+    y, h_n, c_n, _, c = backend.scan_states(cell, inputs, batch_sizes, reverse, False)
+    return y, h_n, c_n, c
 
 
 def step(
@@ -71,23 +98,50 @@ class _Scan(torch.autograd.Function):
         cell: str,
         batch_sizes: Tensor | None,
         reverse: bool,
+        recompute: bool,
         *inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        y, h_n, c_n, saved = backend.forward(cell, Inputs(*inputs), batch_sizes, reverse, True)
-        ctx.save_for_backward(*inputs, y, *saved)
+        y, h_n, c_n, saved = backend.forward(
+            cell, Inputs(*inputs), batch_sizes, reverse, not recompute
+        )
+        ctx.save_for_backward(*inputs, y, *(() if recompute else saved))
         ctx.set_materialize_grads(False)
-        ctx.scan = backend, cell, batch_sizes, reverse
+        ctx.scan = backend, cell, batch_sizes, reverse, recompute
         return y, h_n, c_n
 
     @staticmethod
     def backward(
         ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        backend, cell, batch_sizes, reverse = ctx.scan
-        gradients = _backward(
-            ctx, backend, cell, batch_sizes, reverse, dy, dh_n, dc_n, ctx.needs_input_grad[4:]
+        gradients = _backward(ctx, *ctx.scan, dy, dh_n, dc_n, ctx.needs_input_grad[5:])
+        return None, None, None, None, None, *gradients
+
+
+class _ScanStates(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: Backend,
+        cell: str,
+        batch_sizes: Tensor | None,
+        reverse: bool,
+        recompute: bool,
+        *inputs: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y, h_n, c_n, saved, c = backend.scan_states(
+            cell, Inputs(*inputs), batch_sizes, reverse, not recompute
         )
-        return None, None, None, None, *gradients
+        ctx.save_for_backward(*inputs, y, *(() if recompute else saved))
+        ctx.set_materialize_grads(False)
+        ctx.scan = backend, cell, batch_sizes, reverse, recompute
+        return y, h_n, c_n, c
+
+    @staticmethod
+    def backward(
+        ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, dc: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        gradients = _backward(ctx, *ctx.scan, dy, dh_n, dc_n, ctx.needs_input_grad[5:], dc)
+        return None, None, None, None, None, *gradients
 
 
 class _Step(torch.autograd.Function):
@@ -107,7 +161,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None) -> tuple[Tensor | None, ...]:
         backend, cell = ctx.scan
         needs = ctx.needs_input_grad[2:]
-        return None, None, *_backward(ctx, backend, cell, None, False, None, dh, dc, needs)
+        return None, None, *_backward(ctx, backend, cell, None, False, False, None, dh, dc, needs)
 
 
 def _backward(
@@ -116,12 +170,14 @@ def _backward(
     cell: str,
     batch_sizes: Tensor | None,
     reverse: bool,
+    recompute: bool,
     dy: Tensor | None,
     dh_n: Tensor | None,
     dc_n: Tensor | None,
     needs: tuple[bool, ...],
+    dc: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    if dy is None and dh_n is None and dc_n is None:
+    if dy is None and dh_n is None and dc_n is None and dc is None:
         return (None,) * len(needs)
     tensors = ctx.saved_tensors
     inputs, y, saved = Inputs(*tensors[:8]), tensors[8], tensors[9:]
@@ -130,10 +186,27 @@ def _backward(
         backend = reference
     # Gradients of sums and of slices come expanded or strided; kernels take them dense.
     dy, dh_n, dc_n = (d if d is None else d.contiguous() for d in (dy, dh_n, dc_n))
-    rest = y, saved, dy, dh_n, dc_n, needs
+    scan = backend, cell, inputs, batch_sizes, reverse, recompute, y, saved
+    rest = (dy, dh_n, dc_n, needs) if dc is None else (dy, dh_n, dc_n, needs, dc.contiguous())
     if active != transforms.AUTOCAST:
-        return backend.backward(cell, inputs, batch_sizes, reverse, *rest)
+        return _gradients(*scan, *rest)
     # The forward ran without autocast, or torch would have run it: its matrix products must not
     # be recast either where backward() is called inside an autocast block.
     with torch.autocast(y.device.type, enabled=False):
-        return backend.backward(cell, inputs, batch_sizes, reverse, *rest)
+        return _gradients(*scan, *rest)
+
+
+def _gradients(
+    backend: Backend,
+    cell: str,
+    inputs: Inputs,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    recompute: bool,
+    y: Tensor,
+    saved: tuple[Tensor, ...],
+    *rest: Any,
+) -> tuple[Tensor | None, ...]:
+    if recompute and backend is not reference:  # which keeps nothing anyway
+        saved = backend.forward(cell, inputs, batch_sizes, reverse, True)[3]
+    return backend.backward(cell, inputs, batch_sizes, reverse, y, saved, *rest)

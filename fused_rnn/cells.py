@@ -9,6 +9,9 @@ Every cell looks at what the input says, ``W_ih x + b_ih``, and at what the past
 ``W_hh h + b_hh``, for each of its gates. A gate is a number between 0 and 1 for each hidden unit,
 which says how much of something passes. The rows of the weights hold the gates one below the other,
 in torch.nn's order.
+
+Each cell is two functions: what its gates are, given the input and the past, and what it does with
+them. The first is all that looking into a network needs: it takes every step of a sequence at once.
 """
 
 from __future__ import annotations
@@ -41,46 +44,82 @@ class State(NamedTuple):
     c: Tensor | None  # (N, H), the LSTM's alone
 
 
-def lstm(x: Tensor, state: State, weights: Weights) -> State:
-    """Apply one step of a long short-term memory; gates: input, forget, candidate, output."""
-    h, c = state
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    a_i, a_f, a_g, a_o = (linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)).chunk(4, dim=-1)
+class LstmGates(NamedTuple):
+    """What a long short-term memory decides in a step, each (..., H)."""
 
-    f = torch.sigmoid(a_f)  # forget gate: how much of the old cell state stays
-    i = torch.sigmoid(a_i)  # input gate: how much of the candidate enters
-    g = torch.tanh(a_g)  # candidate
-    c = f * c + i * g  # new cell state
-    o = torch.sigmoid(a_o)  # output gate: how much of the cell state shows
+    input: Tensor  # how much of the candidate enters
+    forget: Tensor  # how much of the old cell state stays
+    candidate: Tensor
+    output: Tensor  # how much of the cell state shows
+
+
+class GruGates(NamedTuple):
+    """What a gated recurrent unit decides in a step, each (..., H)."""
+
+    reset: Tensor  # how much of the past the candidate hears
+    update: Tensor  # how much of the past stays
+    candidate: Tensor
+
+
+class RnnGates(NamedTuple):
+    """A plain recurrent network has no gates: its one block of rows is the state itself."""
+
+    hidden: Tensor  # (..., H)
+
+
+def lstm_gates(x: Tensor, h: Tensor, weights: Weights) -> LstmGates:
+    """Return the gates of a long short-term memory: input, forget, candidate, output."""
+    w_ih, w_hh, b_ih, b_hh, _ = weights
+    a_i, a_f, a_g, a_o = (linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)).chunk(4, dim=-1)
+    return LstmGates(torch.sigmoid(a_i), torch.sigmoid(a_f), torch.tanh(a_g), torch.sigmoid(a_o))
+
+
+def lstm(x: Tensor, state: State, weights: Weights) -> State:
+    """Apply one step of a long short-term memory."""
+    i, f, g, o = lstm_gates(x, state.h, weights)
+    c = f * state.c + i * g  # new cell state
     h = o * torch.tanh(c)  # new hidden state
-    if w_hr is not None:
-        h = linear(h, w_hr)  # projected to fewer features
+    if weights.w_hr is not None:
+        h = linear(h, weights.w_hr)  # projected to fewer features
     return State(h, c)
 
 
-def gru(x: Tensor, state: State, weights: Weights) -> State:
-    """Apply one step of a gated recurrent unit; gates: reset, update, new."""
-    h = state.h
+def gru_gates(x: Tensor, h: Tensor, weights: Weights) -> GruGates:
+    """Return the gates of a gated recurrent unit: reset, update, candidate."""
     x_r, x_z, x_n = linear(x, weights.w_ih, weights.b_ih).chunk(3, dim=-1)
     h_r, h_z, h_n = linear(h, weights.w_hh, weights.b_hh).chunk(3, dim=-1)
+    r = torch.sigmoid(x_r + h_r)
+    return GruGates(r, torch.sigmoid(x_z + h_z), torch.tanh(x_n + r * h_n))
 
-    r = torch.sigmoid(x_r + h_r)  # reset gate: how much of the past the candidate hears
-    z = torch.sigmoid(x_z + h_z)  # update gate: how much of the past stays
-    n = torch.tanh(x_n + r * h_n)  # candidate
-    h = (1 - z) * n + z * h  # new hidden state
-    return State(h, None)
+
+def gru(x: Tensor, state: State, weights: Weights) -> State:
+    """Apply one step of a gated recurrent unit."""
+    _, z, n = gru_gates(x, state.h, weights)
+    return State((1 - z) * n + z * state.h, None)
+
+
+def _activation(x: Tensor, h: Tensor, weights: Weights) -> Tensor:
+    return linear(x, weights.w_ih, weights.b_ih) + linear(h, weights.w_hh, weights.b_hh)
+
+
+def rnn_tanh_gates(x: Tensor, h: Tensor, weights: Weights) -> RnnGates:
+    """Return the new state of the plain recurrent network with tanh."""
+    return RnnGates(torch.tanh(_activation(x, h, weights)))
 
 
 def rnn_tanh(x: Tensor, state: State, weights: Weights) -> State:
     """Apply one step of the plain recurrent network with tanh."""
-    a = linear(x, weights.w_ih, weights.b_ih) + linear(state.h, weights.w_hh, weights.b_hh)
-    return State(torch.tanh(a), None)
+    return State(rnn_tanh_gates(x, state.h, weights).hidden, None)
+
+
+def rnn_relu_gates(x: Tensor, h: Tensor, weights: Weights) -> RnnGates:
+    """Return the new state of the plain recurrent network with ReLU."""
+    return RnnGates(torch.relu(_activation(x, h, weights)))
 
 
 def rnn_relu(x: Tensor, state: State, weights: Weights) -> State:
     """Apply one step of the plain recurrent network with ReLU."""
-    a = linear(x, weights.w_ih, weights.b_ih) + linear(state.h, weights.w_hh, weights.b_hh)
-    return State(torch.relu(a), None)
+    return State(rnn_relu_gates(x, state.h, weights).hidden, None)
 
 
 @dataclass(frozen=True)
@@ -91,14 +130,15 @@ class Cell:
     gates: int  # G: blocks of H rows in the weights
     has_cell_state: bool  # a second state, c, and with it the possibility of a projection
     step: Callable[[Tensor, State, Weights], State]
+    gates_of: Callable[[Tensor, Tensor, Weights], LstmGates | GruGates | RnnGates]
 
 
 CELLS: dict[str, Cell] = {
     cell.name: cell
     for cell in (
-        Cell("lstm", 4, True, lstm),
-        Cell("gru", 3, False, gru),
-        Cell("rnn_tanh", 1, False, rnn_tanh),
-        Cell("rnn_relu", 1, False, rnn_relu),
+        Cell("lstm", 4, True, lstm, lstm_gates),
+        Cell("gru", 3, False, gru, gru_gates),
+        Cell("rnn_tanh", 1, False, rnn_tanh, rnn_tanh_gates),
+        Cell("rnn_relu", 1, False, rnn_relu, rnn_relu_gates),
     )
 }

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _is_tracing
 from torch.nn import Parameter
 
 from fused_rnn.backends import transforms
@@ -37,7 +36,13 @@ _PLAIN = frozenset({Tensor, Parameter})
 
 
 def _is_plain(t: object) -> bool:
-    return type(t) in _PLAIN and t.layout is torch.strided and not t.is_nested
+    known = type(t) in _PLAIN or _stands_in(t)
+    return known and t.layout is torch.strided and not t.is_nested
+
+
+def _stands_in(t: object) -> bool:
+    """Return whether torch.export has put this in a plain tensor's place."""
+    return torch.compiler.is_exporting() and type(t).__name__ in ("FakeTensor", "FunctionalTensor")
 
 
 class Stack(NamedTuple):
@@ -84,8 +89,9 @@ class Stack(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _weight_shapes(stack: Stack) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    cell, input_size, h, p, layers, directions, bias = stack
+def _weight_shapes(
+    cell: str, input_size: int, h: int, p: int, layers: int, directions: int, bias: bool
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
     rows, r = CELLS[cell].gates * h, p or h
     shapes: list[tuple[tuple[int, ...], ...]] = []
     for layer in range(layers):
@@ -96,9 +102,15 @@ def _weight_shapes(stack: Stack) -> tuple[tuple[tuple[int, ...], ...], ...]:
     return tuple(shapes)
 
 
+@transforms.constant_in_graphs
+def _expected_shapes(*stack: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    # TorchDynamo warns of a cached function that it has to trace through.
+    return _weight_shapes(*stack)
+
+
 def foreign(x: object, h0: object, c0: object, rows: Sequence[Sequence[object]]) -> str | None:
     """Return None if the operands are plain tensors (or None for a state), or why they are not."""
-    if _is_tracing():
+    if transforms.jit_traces():
         return f"the sizes are not known to {transforms.TRACING}"
     if not _is_plain(x):
         return f"the input is no plain tensor but a {type(x).__name__}"
@@ -166,7 +178,7 @@ def check_weights(
         RuntimeError: if a weight has the wrong shape, or not the dtype and device of the first one.
     """
     dtype, device = rows[0][0].dtype, rows[0][0].device
-    shapes = _weight_shapes(stack)
+    shapes = _expected_shapes(*stack)
     if len(rows) != len(shapes):
         raise RuntimeError(f"expected {len(shapes)} rows of weights, got {len(rows)}")
     for k, (row, row_shapes) in enumerate(zip(rows, shapes, strict=True)):

@@ -8,6 +8,7 @@ wrong with it, or has its own ways with it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import CellType, FunctionType
 from typing import Any, ClassVar
 
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
+from fused_rnn.autocast import recast
 from fused_rnn.backends import torch_ran, transforms
+from fused_rnn.beyond import Beyond
 from fused_rnn.cells import CELLS
 from fused_rnn.checks import Stack, check_batch_sizes, check_weights, foreign, misfit
+from fused_rnn.compiled import run_stack_in_graph
 from fused_rnn.stack import CELL_MISFIT, outside_the_graph, run_cell, run_stack
 
 __all__ = ["Cell", "Layers", "borrow"]
@@ -35,6 +39,8 @@ class _DropIn(nn.Module):
                 # torch.fx does not trace into modules of torch.nn; it knows them by their address.
                 path = argument.tracer.path_of_module(self)
                 return argument.tracer.create_proxy("call_module", path, (input, hx), {})
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return outside_the_graph(self.forward, input, hx)
         result = self._torch.forward(self, input, hx)
         torch_ran(reason)
         return result
@@ -48,7 +54,7 @@ class _DropIn(nn.Module):
         return twin
 
 
-class Layers(_DropIn, nn.RNNBase):
+class Layers(Beyond, _DropIn, nn.RNNBase):
     """What LSTM, GRU and RNN have in common.
 
     They descend from :class:`torch.nn.RNNBase` and not from :class:`torch.nn.LSTM` and its sisters,
@@ -57,17 +63,33 @@ class Layers(_DropIn, nn.RNNBase):
 
     _torch: ClassVar[type[nn.RNNBase]]
 
-    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_states: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the layers over a sequence, or a batch of them."""
+        if hx is None and self.learn_initial_state:
+            hx = self._learned(input)
+        recompute = self.recompute and not torch.compiler.is_compiling()
+        if lengths is not None or resets is not None or return_states or recompute:
+            return self._forward_with_options(input, hx, lengths, resets, return_states)
         if torch.compiler.is_compiling():
-            if torch.compiler.is_exporting():
-                return self._torch.forward(self, input, hx)
-            return outside_the_graph(self.forward, input, hx)
+            if isinstance(input, PackedSequence):
+                return self._by_torch(input, hx, "sizes of batches are not known to a graph")
+            run = partial(run_stack_in_graph, recompute=self.recompute)
+            return self._forward_dense(input, hx, run)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         return self._forward_dense(input, hx)
 
-    def _forward_dense(self, input: Tensor, hx: Any) -> tuple[Any, Any]:
+    def _forward_dense(
+        self, input: Tensor, hx: Any, run: Callable[..., Any] = run_stack
+    ) -> tuple[Any, Any]:
         states = self._states(hx)
         rank = input.dim() if isinstance(input, Tensor) else 0
         if states is None or rank not in (2, 3):
@@ -82,7 +104,7 @@ class Layers(_DropIn, nn.RNNBase):
                     return self._by_torch(input, hx, _RANKS)
                 h0, c0 = h0.unsqueeze(1), c0 if c0 is None else c0.unsqueeze(1)
 
-        result = self._run(x, h0, c0, None)
+        result = self._run(x, h0, c0, None, run)
         if isinstance(result, str):
             return self._by_torch(input, hx, result)
         y, h_n, c_n = result
@@ -92,13 +114,15 @@ class Layers(_DropIn, nn.RNNBase):
             y = y.transpose(0, 1)
         return y, h_n if c_n is None else (h_n, c_n)
 
-    def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[Any, Any]:
+    def _forward_packed(
+        self, input: PackedSequence, hx: Any, run: Callable[..., Any] = run_stack
+    ) -> tuple[Any, Any]:
         x, batch_sizes, sorted_indices, unsorted_indices = input
         if self._states(hx) is None or x.dim() != 2:
             return self._by_torch(input, hx, _RANKS)
         permuted = hx if hx is None else self.permute_hidden(hx, sorted_indices)
         h0, c0 = self._states(permuted)
-        result = self._run(x, h0, c0, batch_sizes)
+        result = self._run(x, h0, c0, batch_sizes, run)
         if isinstance(result, str):
             # torch.nn.LSTM checks nothing of a packed input: a mistake surfaces wherever it may.
             if permuted is None:
@@ -117,7 +141,12 @@ class Layers(_DropIn, nn.RNNBase):
         return (hx, None) if isinstance(hx, Tensor) else None
 
     def _run(
-        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, batch_sizes: Tensor | None
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        batch_sizes: Tensor | None,
+        run: Callable[..., Any] = run_stack,
     ) -> tuple[Tensor, Tensor, Tensor | None] | str:
         """Run the layers, or return the reason why these operands are torch.nn's business."""
         rows = self._weights()
@@ -139,7 +168,9 @@ class Layers(_DropIn, nn.RNNBase):
         if reason is not None:
             return reason
         check_weights(stack, rows, any_dtype, self._all_weights)
-        return run_stack(stack, x, h0, c0, rows, batch_sizes, n, self.dropout, self.training)
+        if any_dtype:
+            run = partial(recast, run)
+        return run(stack, x, h0, c0, rows, batch_sizes, n, self.dropout, self.training)
 
     def _weights(self) -> list[list[Any]]:
         """Return the weights of each layer and direction.

@@ -84,8 +84,8 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> Explanation:
     The module runs as it would in your program: in its mode, under the grad mode, autocast and
     :func:`use_backend` that hold here. The random number generators are put back afterwards; what
     the module itself changes when it runs (running statistics, say) is changed. A model under
-    :func:`torch.compile` runs uncompiled here; compiled, its layers run as shown, its cells become
-    part of the graph as torch's own code.
+    :func:`torch.compile` runs uncompiled here; compiled, its layers run as shown, each a node of
+    the graph, and its cells become part of it as torch's own code.
 
     Args:
         module (torch.nn.Module): a recurrent layer, or a model that has some

@@ -7,10 +7,13 @@ parameters and with torch.nn's argument checks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fused_rnn.autocast import recast
 from fused_rnn.backends import torch_ran, transforms
 from fused_rnn.checks import (
     Row,
@@ -20,6 +23,8 @@ from fused_rnn.checks import (
     foreign,
     misfit,
 )
+from fused_rnn.compiled import run_stack_in_graph
+from fused_rnn.options import Options, Steps
 from fused_rnn.stack import (
     CELL_MISFIT,
     outside_the_graph,
@@ -42,7 +47,12 @@ def lstm(
     training: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    return_states: bool = False,
+    initial_state: tuple[Tensor, Tensor] | None = None,
+    recompute: bool = False,
+) -> tuple[Any, ...]:
     r"""Apply a multi-layer long short-term memory (LSTM) to an input sequence.
 
     See :class:`torch.nn.LSTM` for the equations. The number of layers, their sizes, biases and
@@ -60,17 +70,24 @@ def lstm(
         batch_first: whether ``input`` and output are :math:`(N, T, \cdot)` instead of
             :math:`(T, N, \cdot)`. Default: ``False``
         batch_sizes: the ``batch_sizes`` of a packed sequence. Default: ``None``
+        lengths, resets, return_states: see :class:`fused_rnn.LSTM`
+        initial_state: what stands in for zeros where ``hx`` is ``None``, and after a reset.
+            Default: ``None``
+        recompute: whether backward makes what it needs by another forward, instead of keeping it.
+            Default: ``False``
 
     Shape:
         - input: :math:`(T, N, I)`, or :math:`(\sum \text{batch\_sizes}, I)` for packed data
         - hx: :math:`(L \cdot D, N, R)` and :math:`(L \cdot D, N, H)` for :math:`L` layers and
           :math:`D` directions, where :math:`R` is the projected size or :math:`H`; in the order
           of the packed data
+        - initial_state: :math:`(L \cdot D, 1, R)` and :math:`(L \cdot D, 1, H)`
         - output: :math:`(T, N, D \cdot R)`, or :math:`(\sum \text{batch\_sizes}, D \cdot R)`,
           and the final states in the shapes of ``hx``
 
     Raises:
         RuntimeError: if the operands do not fit together.
+        TypeError, ValueError: if lengths or resets are not what they should be.
 
     Examples::
 
@@ -83,10 +100,14 @@ def lstm(
     h0, c0 = (None, None) if hx is None else hx
     if (h0 is None) != (c0 is None):
         raise RuntimeError("lstm: expected two initial states or none, got one")
-    output, h_n, c_n = _checked_stack(
-        "lstm", input, h0, c0, weights, bidirectional, dropout, training, batch_first, batch_sizes
+    options = _options(
+        lengths, resets, return_states, recompute, initial_state, batch_first, batch_sizes
     )
-    return output, (h_n, c_n)
+    output, h_n, c_n, steps = _checked_stack(
+        "lstm", input, h0, c0, weights, bidirectional, dropout, training, batch_first, batch_sizes,
+        options,
+    )  # fmt: skip
+    return (output, (h_n, c_n), steps) if return_states else (output, (h_n, c_n))
 
 
 def gru(
@@ -99,7 +120,12 @@ def gru(
     training: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    return_states: bool = False,
+    initial_state: Tensor | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, ...]:
     r"""Apply a multi-layer gated recurrent unit (GRU) to an input sequence.
 
     See :class:`torch.nn.GRU` for the equations and :func:`lstm` for the arguments; the state is one
@@ -115,9 +141,14 @@ def gru(
         >>> output.shape
         torch.Size([5, 3, 40])
     """
-    return _checked_stack(
-        "gru", input, hx, None, weights, bidirectional, dropout, training, batch_first, batch_sizes
-    )[:2]
+    options = _options(
+        lengths, resets, return_states, recompute, initial_state, batch_first, batch_sizes
+    )
+    output, h_n, _, steps = _checked_stack(
+        "gru", input, hx, None, weights, bidirectional, dropout, training, batch_first, batch_sizes,
+        options,
+    )  # fmt: skip
+    return (output, h_n, steps[0]) if return_states else (output, h_n)
 
 
 def rnn(
@@ -131,7 +162,12 @@ def rnn(
     training: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    return_states: bool = False,
+    initial_state: Tensor | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, ...]:
     r"""Apply a multi-layer plain recurrent network, with tanh or ReLU, to an input sequence.
 
     See :class:`torch.nn.RNN` for the equations and :func:`lstm` for the arguments; the state is one
@@ -146,10 +182,14 @@ def rnn(
         >>> input = torch.randn(5, 3, 10)
         >>> output, hn = fused_rnn.functional.rnn(input, None, rnn.all_weights, "relu")
     """
-    return _checked_stack(
+    options = _options(
+        lengths, resets, return_states, recompute, initial_state, batch_first, batch_sizes
+    )
+    output, h_n, _, steps = _checked_stack(
         _rnn_name(nonlinearity), input, hx, None, weights, bidirectional, dropout, training,
-        batch_first, batch_sizes,
-    )[:2]  # fmt: skip
+        batch_first, batch_sizes, options,
+    )  # fmt: skip
+    return (output, h_n, steps[0]) if return_states else (output, h_n)
 
 
 def lstm_cell(
@@ -235,6 +275,27 @@ def rnn_cell(
     return _checked_cell(name, input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
 
 
+def _options(
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    return_states: bool,
+    recompute: bool,
+    initial_state: Any,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+) -> Options | None:
+    """Return what is asked for beyond torch.nn, or None."""
+    cut = lengths is not None or resets is not None
+    if not (cut or return_states or recompute or initial_state is not None):
+        return None
+    if cut and batch_sizes is not None:
+        raise TypeError(
+            "lengths and resets go with a padded tensor, got: batch_sizes, which are lengths"
+        )
+    h, c = initial_state if isinstance(initial_state, (tuple, list)) else (initial_state, None)
+    return Options(lengths, resets, return_states, recompute, (h, c), batch_first)
+
+
 def _rnn_name(nonlinearity: str) -> str:
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
@@ -264,33 +325,44 @@ def _checked_stack(
     training: bool,
     batch_first: bool,
     batch_sizes: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        return outside_the_graph(
-            _checked_stack, cell, x, h0, c0, rows, bidirectional, dropout, training, batch_first,
-            batch_sizes,
-        )  # fmt: skip
+    options: Options | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Steps | None]:
+    compiling = torch.compiler.is_compiling()
     stack = Stack.of(cell, rows, bidirectional)
     if x.dim() != (3 if batch_sizes is None else 2):
         raise RuntimeError(
             f"{cell}: the input should be 3-D, or 2-D with batch_sizes, got {x.dim()}-D"
         )
-    batch_first = batch_first and batch_sizes is None
+    given, batch_first = x, batch_first and batch_sizes is None
     if batch_first:
         x = x.transpose(0, 1)
     reason = foreign(x, h0, c0, rows)
-    if torch.compiler.is_exporting():
-        reason = "torch.export takes torch's own operators"
-    if reason is not None:
-        n = x.shape[1] if batch_sizes is None else batch_sizes[0]
-        y, h_n, c_n = torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
-        torch_ran(reason)
-    else:
+    if compiling and (batch_sizes is not None or options is not None):
+        reason = "sizes of batches and segments are not known to a graph"
+    if reason is None:
         n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
         any_dtype = transforms.active() == transforms.AUTOCAST
         check_weights(stack, rows, any_dtype)
         mistake = misfit(stack, x, h0, c0, n, rows[0][0], any_dtype)
         if mistake is not None:
             raise RuntimeError(f"{cell}: {mistake}")
-        y, h_n, c_n = run_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
-    return y.transpose(0, 1) if batch_first else y, h_n, c_n
+        run = run_stack_in_graph if compiling else run_stack if options is None else options.run
+        if any_dtype:
+            run = partial(recast, run)
+        result = run(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
+        if isinstance(result, str):
+            reason = result
+    if reason is not None:
+        if compiling and not torch.compiler.is_exporting():
+            return outside_the_graph(
+                _checked_stack, cell, given, h0, c0, rows, bidirectional, dropout, training,
+                batch_first, batch_sizes, options,
+            )  # fmt: skip
+        n = x.shape[1] if batch_sizes is None else batch_sizes[0]
+        result = torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
+        torch_ran(reason)
+        if options is not None:
+            options.check_ran()
+    y, h_n, c_n = result
+    steps = None if options is None else options.steps
+    return y.transpose(0, 1) if batch_first else y, h_n, c_n, steps

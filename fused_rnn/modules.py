@@ -13,7 +13,7 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
 class LSTM(Layers):
-    r"""__init__(input_size,hidden_size,num_layers=1,bias=True,batch_first=False,dropout=0.0,bidirectional=False,proj_size=0,device=None,dtype=None)
+    r"""__init__(input_size,hidden_size,num_layers=1,bias=True,batch_first=False,dropout=0.0,bidirectional=False,proj_size=0,device=None,dtype=None,*,learn_initial_state=False,recompute=False)
 
     Apply a multi-layer long short-term memory (LSTM) to an input sequence: a drop-in for
     :class:`torch.nn.LSTM`.
@@ -24,24 +24,56 @@ class LSTM(Layers):
 
     Beyond :class:`torch.nn.LSTM`: gradients of gradients, :func:`torch.func.vmap` and forward-mode
     AD work for every dtype, a packed sequence is checked like any other input, and a parametrized
-    weight is computed once per call.
+    weight is computed once per call. The keyword-only arguments below are ours; :meth:`step` runs
+    one step, :meth:`gates` tells what the gates did.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size:
             see :class:`torch.nn.LSTM`
+        learn_initial_state: whether there are parameters ``h0``
+            :math:`(D * \text{num\_layers}, 1, H_{out})` and ``c0``
+            :math:`(D * \text{num\_layers}, 1, H_{cell})`, zeros at first, to begin with where no
+            state is given, and to begin anew with after a reset. Default: ``False``
+        recompute: whether the forward pass keeps only inputs and outputs, from which the backward
+            pass makes all else once more: less memory for a second forward, with the same gradients
+            to the bit. May be set on a layer at any time. After Chen et al. 2016
+            (arXiv:1604.06174). Default: ``False``
 
-    Inputs: input, (h_0, c_0)
+    Inputs: input, (h_0, c_0), lengths, resets, return_states
         * **input**: tensor of shape :math:`(L, H_{in})`, :math:`(L, N, H_{in})`, or
           :math:`(N, L, H_{in})` when ``batch_first=True``, or a
           :class:`~torch.nn.utils.rnn.PackedSequence`
         * **h_0**, **c_0**: tensors of shape :math:`(D * \text{num\_layers}, N, H_{out})` and
           :math:`(D * \text{num\_layers}, N, H_{cell})`, without :math:`N` for unbatched input.
           Default to zeros.
+        * **lengths**: integers of shape :math:`(N)`, or :math:`()` for unbatched input, on any
+          device and in any order: how many steps of each sequence count, from 0 on. What is past
+          them is not read. Outputs there are zero; final states are those at the end, or the
+          initial ones of a sequence without steps; the reverse direction begins at each sequence's
+          own end. Default: ``None``, for all steps
+        * **resets**: booleans in the layout of **input**, :math:`(L, N)`, :math:`(N, L)` when
+          ``batch_first=True``, or :math:`(L)`: where true, a sequence begins anew with this step.
+          The state before it is the learned initial one, or zeros, and never :math:`h_0, c_0`. The
+          reverse direction too carries nothing across that border: it begins anew with the step
+          before. Default: ``None``
+        * **return_states**: whether to return the states of every step. Default: ``False``
 
-    Outputs: output, (h_n, c_n)
+    Outputs: output, (h_n, c_n)[, (h, c)]
         * **output**: :math:`(L, D * H_{out})`, :math:`(L, N, D * H_{out})`, or
           :math:`(N, L, D * H_{out})` when ``batch_first=True``, or a packed sequence
         * **h_n**, **c_n**: the final states, in the shapes of the initial ones
+        * **h**, **c**: with ``return_states=True`` what every step of the scan left, of shapes
+          :math:`(L, D * \text{num\_layers}, N, H_{out})` and
+          :math:`(L, D * \text{num\_layers}, N, H_{cell})`, without :math:`N` for unbatched input;
+          packed sequences with those of each element for a packed one
+
+    Raises:
+        TypeError: if lengths or resets are no tensors of integers and booleans, or are given with a
+            packed sequence.
+        ValueError: if their shapes are others, or a length is negative or larger than :math:`L`.
+
+    .. note::
+        Lengths and resets are read on the CPU: where they are on a GPU, the call waits for it.
 
     .. note::
         The backward pass reads ``output``, so that changing it in place before is an error.
@@ -55,6 +87,13 @@ class LSTM(Layers):
         >>> output, (hn, cn) = rnn(input, (h0, c0))
         >>> output.shape
         torch.Size([5, 3, 20])
+        >>> output, (hn, cn) = rnn(input, lengths=torch.tensor([2, 5, 0]))
+        >>> output[2:, 0].any()
+        tensor(False)
+        >>> episodes = torch.rand(5, 3) < 0.5
+        >>> output, (hn, cn), (h, c) = rnn(input, resets=episodes, return_states=True)
+        >>> c.shape
+        torch.Size([5, 2, 3, 20])
     """
 
     _torch = nn.LSTM
@@ -74,7 +113,7 @@ class LSTM(Layers):
 
 
 class GRU(Layers):
-    r"""__init__(input_size,hidden_size,num_layers=1,bias=True,batch_first=False,dropout=0.0,bidirectional=False,device=None,dtype=None)
+    r"""__init__(input_size,hidden_size,num_layers=1,bias=True,batch_first=False,dropout=0.0,bidirectional=False,device=None,dtype=None,*,learn_initial_state=False,recompute=False)
 
     Apply a multi-layer gated recurrent unit (GRU) to an input sequence: a drop-in for
     :class:`torch.nn.GRU`.
@@ -86,18 +125,21 @@ class GRU(Layers):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional:
             see :class:`torch.nn.GRU`
+        learn_initial_state, recompute: see :class:`LSTM`
 
-    Inputs: input, h_0
+    Inputs: input, h_0, lengths, resets, return_states
         * **input**: tensor of shape :math:`(L, H_{in})`, :math:`(L, N, H_{in})`, or
           :math:`(N, L, H_{in})` when ``batch_first=True``, or a
           :class:`~torch.nn.utils.rnn.PackedSequence`
         * **h_0**: tensor of shape :math:`(D * \text{num\_layers}, N, H_{out})`, without :math:`N`
           for unbatched input. Defaults to zeros.
+        * **lengths**, **resets**, **return_states**: see :class:`LSTM`
 
-    Outputs: output, h_n
+    Outputs: output, h_n[, h]
         * **output**: :math:`(L, D * H_{out})`, :math:`(L, N, D * H_{out})`, or
           :math:`(N, L, D * H_{out})` when ``batch_first=True``, or a packed sequence
         * **h_n**: the final state, in the shape of the initial one
+        * **h**: with ``return_states=True`` the states of every step, as for :class:`LSTM`
 
     .. note::
         The backward pass reads ``output``, so that changing it in place before is an error.
@@ -118,7 +160,7 @@ class GRU(Layers):
 
 
 class RNN(Layers):
-    r"""__init__(input_size,hidden_size,num_layers=1,nonlinearity='tanh',bias=True,batch_first=False,dropout=0.0,bidirectional=False,device=None,dtype=None)
+    r"""__init__(input_size,hidden_size,num_layers=1,nonlinearity='tanh',bias=True,batch_first=False,dropout=0.0,bidirectional=False,device=None,dtype=None,*,learn_initial_state=False,recompute=False)
 
     Apply a multi-layer plain recurrent network, with tanh or ReLU, to an input sequence: a drop-in
     for :class:`torch.nn.RNN`.
@@ -130,11 +172,12 @@ class RNN(Layers):
     Args:
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
             bidirectional: see :class:`torch.nn.RNN`
+        learn_initial_state, recompute: see :class:`LSTM`
 
-    Inputs: input, h_0
+    Inputs: input, h_0, lengths, resets, return_states
         as in :class:`GRU`
 
-    Outputs: output, h_n
+    Outputs: output, h_n[, h]
         as in :class:`GRU`
 
     .. note::

@@ -21,6 +21,8 @@ from fused_rnn.checks import Row, Stack, cell_fits
 
 __all__ = [
     "CELL_MISFIT",
+    "choose",
+    "operands",
     "outside_the_graph",
     "run_cell",
     "run_stack",
@@ -118,15 +120,22 @@ def run_stack(
     n: int,
     dropout: float,
     training: bool,
+    backends: Sequence[Any] | None = None,
+    scan: Callable[..., tuple[Tensor, Tensor, Tensor | None]] = autograd.scan,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run layers on layers of scans over operands that are known to fit together.
+
+    Args:
+        backends: what ``scan`` runs each layer on; by default it is chosen here
+        scan: runs one layer in one direction, as :func:`fused_rnn.autograd.scan` does
 
     Shape:
         - x: (T, N, I), or (rows, I) for packed data
         - h0: (L*D, N, R), c0: (L*D, N, H), or None for zeros
         - results: y (T, N, D*R) | (rows, D*R), h_n and c_n as h0 and c0
     """
-    backends = _choose(stack, x, h0, c0, rows, batch_sizes, n)
+    if backends is None:
+        backends = choose(stack, x, h0, c0, rows, batch_sizes, n)
     if backends is None:
         return torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
     x = x.contiguous()
@@ -139,8 +148,8 @@ def run_stack(
         y = []
         for reverse in (False, True)[: stack.directions]:
             k = len(h_n)
-            inputs = Inputs(x, h0s[k], c0s[k], *_operands(rows[k]))
-            y_k, h_k, c_k = autograd.scan(backend, stack.cell, inputs, batch_sizes, reverse)
+            inputs = Inputs(x, h0s[k], c0s[k], *operands(rows[k]))
+            y_k, h_k, c_k = scan(backend, stack.cell, inputs, batch_sizes, reverse)
             y.append(y_k)
             h_n.append(h_k)
             c_n.append(c_k)
@@ -148,7 +157,7 @@ def run_stack(
     return x, _join(h_n), None if c_n[0] is None else _join(c_n)
 
 
-def _choose(
+def choose(
     stack: Stack,
     x: Tensor,
     h0: Tensor | None,
@@ -156,8 +165,12 @@ def _choose(
     rows: Sequence[Row],
     batch_sizes: Tensor | None,
     n: int,
+    every_state: bool = False,
 ) -> list[Backend] | None:
-    """Return a backend for each layer, or None if one has none: torch's operator runs them all."""
+    """Return a backend for each layer, or None if one has none: torch's operator runs them all.
+
+    With ``every_state`` they are ones that return the states of every step.
+    """
     cell, i, h, p, layers, directions, _ = stack
     steps = x.shape[0] if batch_sizes is None else len(batch_sizes)
     ragged, transform = batch_sizes is not None, transforms.active()
@@ -167,7 +180,9 @@ def _choose(
     for layer in range(layers):
         of_layer = chain.from_iterable(rows[layer * directions : (layer + 1) * directions])
         needs = needs or (grad and any(w.requires_grad for w in of_layer))
-        problem = Problem(cell, x.device, x.dtype, steps, n, i, h, p, ragged, needs, transform)
+        problem = Problem(
+            cell, x.device, x.dtype, steps, n, i, h, p, ragged, needs, transform, every_state
+        )
         choices.append((problem, select(problem)))
         i = (p or h) * directions
     backends = [selection.backend for _, selection in choices]
@@ -196,7 +211,7 @@ def _initial_states(
     return h0s, c0s if has_c else (None,) * states
 
 
-def _operands(row: Row) -> tuple[Tensor | None, ...]:
+def operands(row: Row) -> tuple[Tensor | None, ...]:
     """Return w_ih, w_hh, b_ih, b_hh, w_hr, each contiguous, or None where the row has none."""
     weights = [w.contiguous() for w in row]
     biases = weights[2:4] if len(weights) >= 4 else (None, None)

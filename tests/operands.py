@@ -123,14 +123,14 @@ def as_double(inputs):
     return Inputs(*(t if t is None else t.detach().double() for t in inputs))
 
 
-def skip_unless_supported(kernel, cell, inputs, batch_sizes, training=True):
+def skip_unless_supported(kernel, cell, inputs, batch_sizes, training=True, states=False):
     """Skip the running test where the kernel refuses the problem, with its reason."""
     x, H = inputs.x, inputs.w_hh.shape[0] // CELLS[cell].gates
     T = x.shape[0] if batch_sizes is None else len(batch_sizes)
     P = 0 if inputs.w_hr is None else len(inputs.w_hr)
     N, I = inputs.h0.shape[0], x.shape[-1]  # noqa: E741
     ragged = batch_sizes is not None
-    problem = Problem(cell, x.device, x.dtype, T, N, I, H, P, ragged, training, None)
+    problem = Problem(cell, x.device, x.dtype, T, N, I, H, P, ragged, training, None, states)
     reason = kernel.supports(problem)
     if reason is not None:
         pytest.skip(reason)
@@ -173,6 +173,9 @@ class Stub:
         with torch.no_grad():
             y, h_n, c_n, _ = reference.forward(cell, inputs, batch_sizes, reverse, training)
         return y, h_n, c_n, ()
+
+    def saved(self, cell, inputs):
+        return ()
 
     def backward(self, cell, inputs, *others):
         assert not torch.is_grad_enabled()

@@ -209,11 +209,12 @@ def test_a_backend_chosen_by_name_is_never_passed_over(table, name):
     module, x = getattr(fused_rnn, name)(3, 4), example(name)
     meta = getattr(fused_rnn, name)(3, 4, device="meta")
     with fused_rnn.use_backend("kernel"):
-        with torch.autocast("cpu", torch.bfloat16):
-            with pytest.raises(RuntimeError, match="asked for"):
-                module(x)
-            with pytest.raises(RuntimeError, match="asked for"):
-                module(x.bfloat16())
+        if name in CELLS:  # layers run in autocast's dtype
+            with torch.autocast("cpu", torch.bfloat16):
+                with pytest.raises(RuntimeError, match="asked for"):
+                    module(x)
+                with pytest.raises(RuntimeError, match="asked for"):
+                    module(x.bfloat16())
         with pytest.raises(RuntimeError, match="asked for"):
             module(x.as_subclass(Tagged))
         with pytest.raises(RuntimeError, match="asked for"):

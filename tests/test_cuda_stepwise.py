@@ -11,6 +11,7 @@ import torch
 from native.build import UnbuildableError, stepwise
 from test_kernels import (  # noqa: F401 (the same tests, with the fixtures below)
     test_a_sequence_with_nan_stays_alone,
+    test_every_cell_state,
     test_inference_computes_what_training_does,
     test_kernel_is_the_reference,
     test_two_runs_are_bit_equal,

@@ -32,6 +32,7 @@ def three_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         available=lambda: None,
         supports=refusal,
         forward=reference.forward,
+        saved=reference.saved,
         backward=reference.backward,
     )
     missing = SimpleNamespace(name="missing", available=lambda: "not built", supports=refusal)

@@ -1,5 +1,6 @@
 """Every kernel against the reference in float64."""
 
+import pytest
 import torch
 from operands import (
     as_double,
@@ -37,6 +38,33 @@ def test_kernel_is_the_reference(kernel, variant, shape, reverse, dtype, toleran
     for name, actual, wanted in zip(NAMES, found[1], expected[1], strict=False):
         assert actual.dtype == dtype, name
         assert_near(actual, wanted, tolerance.gradient)
+
+
+@pytest.mark.parametrize("variant", [("lstm", False), ("lstm", True)], ids=["lstm", "projected"])
+def test_every_cell_state(kernel, variant, shape, reverse, dtype, tolerance, device):
+    inputs, batch_sizes = make_inputs(variant, shape, dtype, device)
+    skip_unless_supported(kernel, "lstm", inputs, batch_sizes, states=True)
+    oracle, operands = needing(as_double(inputs)), needing(inputs)
+    scan = "lstm", oracle, batch_sizes, reverse
+    expected = reference.scan_states(*scan)
+    gradients = [g.to(dtype).double() for g in cotangents(expected)]
+    found = autograd.scan_states(kernel, "lstm", operands, batch_sizes, reverse)
+    inference = autograd.scan_states(kernel, "lstm", inputs, batch_sizes, reverse)
+    for actual, again, wanted in zip(found, inference, expected, strict=True):
+        assert_near(actual, wanted, tolerance.forward)
+        assert_near(again, wanted, tolerance.forward)
+    for used in (slice(None), slice(3, None)):  # all results, and c of every step alone
+        wanted = torch.autograd.grad(
+            expected[used], present(oracle), gradients[used], retain_graph=True, allow_unused=True
+        )
+        actual = torch.autograd.grad(
+            found[used],
+            present(operands),
+            [g.to(inputs.x) for g in gradients[used]],
+            retain_graph=True,
+        )
+        for a, w in zip(actual, wanted, strict=True):
+            assert_near(a, torch.zeros_like(a) if w is None else w, tolerance.gradient)
 
 
 def test_inference_computes_what_training_does(kernel, variant, shape, reverse, dtype, device):

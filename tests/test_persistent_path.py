@@ -26,6 +26,7 @@ from operands import (
 from test_cuda_stepwise import kernel as stepwise_kernel  # noqa: F401 (a fixture)
 from test_kernels import (  # noqa: F401 (the same tests, with the fixtures below)
     test_a_sequence_with_nan_stays_alone,
+    test_every_cell_state,
     test_inference_computes_what_training_does,
     test_kernel_is_the_reference,
     test_two_runs_are_bit_equal,

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, cast
 
 from fused_rnn.backends.base import Backend, Inputs, Problem, Selection
-from fused_rnn.backends.transforms import ONLY_REFERENCE
+from fused_rnn.backends.transforms import ONLY_REFERENCE, TORCH_FUNC
 
 # The modules of the backends import the names above from here.
 from fused_rnn.backends import native, reference, triton  # isort: skip
@@ -29,6 +29,7 @@ __all__ = [
     "Problem",
     "Record",
     "Selection",
+    "asked_for",
     "available_backends",
     "note",
     "record",
@@ -138,10 +139,10 @@ def select(problem: Problem | tuple[Any, ...]) -> Selection:
 
 @lru_cache(maxsize=4096)
 def _automatic(problem: tuple[Any, ...]) -> Selection:
-    problem = Problem._make(problem)
+    problem = Problem(*problem)
     refusals: dict[str, str] = {}
     for name, backend in BACKENDS.items():
-        if backend is reference and problem.transform not in ONLY_REFERENCE:
+        if backend is reference and not _beyond_torch(problem):
             refusals[name] = "torch.nn's own forward is faster"
             continue
         reason = backend.available() or backend.supports(problem)
@@ -151,9 +152,16 @@ def _automatic(problem: tuple[Any, ...]) -> Selection:
     return Selection(None, refusals)
 
 
+def _beyond_torch(problem: Problem) -> bool:
+    """Return whether torch.nn's own forward cannot run a problem."""
+    if problem.ragged and problem.transform == TORCH_FUNC:
+        return True  # it reads the sizes of batches from a tensor that the transform has wrapped
+    return problem.states or problem.transform in ONLY_REFERENCE
+
+
 @lru_cache(maxsize=4096)
 def _by_name(name: str, problem: tuple[Any, ...]) -> Selection:
-    problem = Problem._make(problem)
+    problem = Problem(*problem)
     _check_name(name, "FUSED_RNN_BACKEND")
     if name == TORCH:
         return Selection(None, {})
@@ -172,8 +180,13 @@ def note(
     if records is not None:
         backend = TORCH if selection.backend is None else selection.backend.name
         for direction in range(directions):
-            of = Problem._make(problem)
+            of = Problem(*problem)
             records.append(Record(layer, direction, of, backend, selection.refusals))
+
+
+def asked_for() -> str | None:
+    """Return the name that was chosen, by :class:`use_backend` or the environment, or None."""
+    return _choice.get() or _environment
 
 
 def torch_ran(reason: str) -> None:
@@ -182,7 +195,7 @@ def torch_ran(reason: str) -> None:
     Raises:
         RuntimeError: if a backend had been chosen by name.
     """
-    name = _choice.get() or _environment
+    name = asked_for()
     if name is not None:
         _check_name(name, "FUSED_RNN_BACKEND")
         if name != TORCH:

@@ -40,6 +40,7 @@ class Problem(NamedTuple):
     ragged: bool  # packed data: sequences of different lengths
     training: bool  # grad mode is on and an operand needs a gradient
     transform: str | None  # what is being done to torch itself, see transforms.active
+    states: bool = False  # the states of every step are asked for
 
 
 class Backend(Protocol):
@@ -70,6 +71,12 @@ class Backend(Protocol):
         training: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Return y (T, N, R) | (rows, R), h_n (N, R), c_n (N, H) | None, and what to save."""
+
+    def saved(self, cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return empty tensors of the sizes and dtypes that a training forward saves.
+
+        Sizes may be symbols here, and nothing is computed.
+        """
 
     def backward(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module, util
+from math import prod
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ __all__ = [
     "forward",
     "name",
     "plan",
+    "saved",
+    "scan_states",
     "simd_level",
     "supports",
 ]
@@ -107,11 +110,10 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
     """See :meth:`fused_rnn.backends.Backend.forward`."""
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
+    if cell == "lstm":
+        return _lstm_forward(inputs, batch_sizes, reverse, training, False)[:4]
     _tell_tf32(x)
     try:
-        if cell == "lstm":
-            y, h_n, c_n, _, saved = _FORWARD[cell](*inputs, batch_sizes, reverse, training)
-            return y, h_n, c_n, (saved,)
         y, h_n, saved = _FORWARD[cell](
             x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, training
         )
@@ -119,6 +121,37 @@ def forward(
         _raise_out_of_memory(error, x.device)
         raise
     return y, h_n, None, (saved,)
+
+
+def scan_states(
+    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+    """Do as :func:`forward` for an LSTM, and return every step's c (T, N, H) | (rows, H) too."""
+    return _lstm_forward(inputs, batch_sizes, reverse, training, True)
+
+
+def _lstm_forward(
+    inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool, every_c: bool
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+    _tell_tf32(inputs.x)
+    try:
+        y, h_n, c_n, c, saved = _FORWARD["lstm"](*inputs, batch_sizes, reverse, training, every_c)
+    except RuntimeError as error:
+        _raise_out_of_memory(error, inputs.x.device)
+        raise
+    return y, h_n, c_n, (saved,), c
+
+
+def saved(cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
+    """See :meth:`fused_rnn.backends.Backend.saved`."""
+    x, gates = inputs.x, CELLS[cell].gates
+    h = int(inputs.w_hh.shape[0] // gates)  # the widths of a graph are fixed
+    if x.device.type == "cuda":
+        per_row = gates * h + (h if gates > 1 else 0)
+    else:
+        per_row = torch.ops.fused_rnn.saved_per_row(cell, x.dtype, h)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (x.new_empty(prod(x.shape[:-1]) * per_row, dtype=dtype),)
 
 
 def backward(
@@ -132,15 +165,18 @@ def backward(
     dh_n: Tensor | None,
     dc_n: Tensor | None,
     needs: tuple[bool, ...],
+    dc: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """See :meth:`fused_rnn.backends.Backend.backward`."""
+    """See :meth:`fused_rnn.backends.Backend.backward`; dc: of every step's c."""
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
     needed = needs if cell == "lstm" else (*needs[:2], *needs[3:7])
     mask = sum(need << bit for bit, need in enumerate(needed))
     _tell_tf32(x)
     try:
         if cell == "lstm":
-            given = _BACKWARD[cell](*inputs, batch_sizes, reverse, y, *saved, dy, dh_n, dc_n, mask)
+            given = _BACKWARD[cell](
+                *inputs, batch_sizes, reverse, y, *saved, dy, dh_n, dc_n, mask, dc
+            )
             return tuple(d if need else None for d, need in zip(given, needs, strict=True))
         given = _BACKWARD[cell](
             x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, y, *saved, dy, dh_n, mask

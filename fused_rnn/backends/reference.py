@@ -38,38 +38,72 @@ def forward(
         - h_n: (N, R), c_n: (N, H) or None
     """
     dtype = inputs.x.dtype
-    if dtype in _HALF:
-        inputs = Inputs(*(t if t is None else t.float() for t in inputs))
-    if batch_sizes is not None:
-        y, state = _scan_packed(cell, inputs, batch_sizes, reverse)
-    elif inputs.x.dim() == 3:
-        y, state = _scan_dense(cell, inputs, reverse)
-    else:
+    if inputs.x.dim() == 2 and batch_sizes is None:
+        inputs = _widened(inputs)
         state = CELLS[cell].step(inputs.x, State(inputs.h0, inputs.c0), Weights(*inputs[3:]))
         y = state.h
+    else:
+        steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
+        y = _in_time([step.h for step in steps], batch_sizes)
     c_n = None if state.c is None else state.c.to(dtype)
     return y.to(dtype), state.h.to(dtype), c_n, ()
 
 
-def _scan_dense(cell: str, inputs: Inputs, reverse: bool) -> tuple[Tensor, State]:
+def scan_states(
+    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scan one layer of a cell with a cell state, and return every step's.
+
+    Shape:
+        - y, h_n, c_n as in :func:`forward`; c: (T, N, H), or (rows, H) for packed data
+    """
+    dtype = inputs.x.dtype
+    steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
+    y = _in_time([step.h for step in steps], batch_sizes)
+    c = _in_time([step.c for step in steps], batch_sizes)
+    return y.to(dtype), state.h.to(dtype), state.c.to(dtype), c.to(dtype)
+
+
+def _widened(inputs: Inputs) -> Inputs:
+    if inputs.x.dtype not in _HALF:
+        return inputs
+    return Inputs(*(t if t is None else t.float() for t in inputs))
+
+
+def _in_time(steps: list[Tensor], batch_sizes: Tensor | None) -> Tensor:
+    return torch.stack(steps) if batch_sizes is None else torch.cat(steps)
+
+
+def _scan(
+    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool
+) -> tuple[list[State], State]:
+    """Return the state after every step, in the order of time, and the final one."""
+    if batch_sizes is None:
+        states, final = _scan_dense(cell, inputs, reverse)
+    else:
+        states, final = _scan_packed(cell, inputs, batch_sizes, reverse)
+    return states[::-1] if reverse else states, final
+
+
+def _scan_dense(cell: str, inputs: Inputs, reverse: bool) -> tuple[list[State], State]:
     step = CELLS[cell].step
     state, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
     steps = inputs.x.unbind(0)
-    y = []
+    states = []
     for x in reversed(steps) if reverse else steps:
         state = step(x, state, weights)
-        y.append(state.h)
-    return torch.stack(y[::-1] if reverse else y), state
+        states.append(state)
+    return states, state
 
 
 def _scan_packed(
     cell: str, inputs: Inputs, batch_sizes: Tensor, reverse: bool
-) -> tuple[Tensor, State]:
+) -> tuple[list[State], State]:
     step = CELLS[cell].step
     first, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
     sizes = batch_sizes.tolist()
     steps = inputs.x.split(sizes)
-    y, ended = [], []
+    states, ended = [], []
     # Sequences stand longest first: forwards the last rows drop out, in reverse they come in.
     state = _rows(first, 0, sizes[-1] if reverse else sizes[0])
     for x in reversed(steps) if reverse else steps:
@@ -80,8 +114,8 @@ def _scan_packed(
         elif n > running:
             state = _join([state, _rows(first, running, n)])
         state = step(x, state, weights)
-        y.append(state.h)
-    return torch.cat(y[::-1] if reverse else y), _join([state, *reversed(ended)])
+        states.append(state)
+    return states, _join([state, *reversed(ended)])
 
 
 def _rows(state: State, start: int, stop: int) -> State:
@@ -92,6 +126,11 @@ def _join(states: list[State]) -> State:
     if len(states) == 1:
         return states[0]
     return State(*(s[0] if s[0] is None else torch.cat(s) for s in zip(*states, strict=True)))
+
+
+def saved(cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return nothing: backward begins anew."""
+    return ()
 
 
 def backward(
@@ -105,6 +144,7 @@ def backward(
     dh_n: Tensor | None,
     dc_n: Tensor | None,
     needs: tuple[bool, ...],
+    dc: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Differentiate a scan by running it again; differentiable itself where grad mode is on.
 
@@ -116,8 +156,12 @@ def backward(
         # Where one input was computed from another (h0 from x, say), autograd.grad would follow
         # that path too and count it a second time; an alias of each input ends it here.
         aliases = Inputs(*map(_alias, inputs, needs))
-        results = forward(cell, aliases, batch_sizes, reverse, True)[:3]
-        used = [(r, d) for r, d in zip(results, (dy, dh_n, dc_n), strict=True) if d is not None]
+        if dc is None:
+            results = forward(cell, aliases, batch_sizes, reverse, True)[:3]
+        else:
+            results = scan_states(cell, aliases, batch_sizes, reverse)
+        given = (dy, dh_n, dc_n, dc)[: len(results)]
+        used = [(r, d) for r, d in zip(results, given, strict=True) if d is not None]
         gradients = iter(
             torch.autograd.grad(
                 [r for r, _ in used],

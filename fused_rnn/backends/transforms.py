@@ -6,21 +6,44 @@ recast, traced or intercepted, only code made of torch's own operators does the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from torch._C import _is_any_autocast_enabled, _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
 
-__all__ = ["ONLY_REFERENCE", "active"]
+__all__ = ["ONLY_REFERENCE", "TORCH_FUNC", "active", "constant_in_graphs", "jit_traces"]
+
+Function = TypeVar("Function", bound=Callable)
 
 VMAP = "vmap"
 FORWARD_AD = "forward-mode AD"
 AUTOCAST = "autocast"
+TORCH_FUNC = "a torch.func transform"
 TRACING = "torch.jit.trace"
 
 # torch's own recurrent operators have no rule for these, not all of them and not for every dtype.
 ONLY_REFERENCE = frozenset({VMAP, FORWARD_AD})
 
 
+def constant_in_graphs(function: Function) -> Function:
+    """Have TorchDynamo call a function while it traces, and take the result for a constant.
+
+    What :func:`torch.compiler.assume_constant_result` does, which imports TorchDynamo for it: that
+    takes seconds, and importing fused_rnn shall not.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant_in_graphs
+def jit_traces() -> bool:
+    """Return whether torch.jit.trace is at work, to which sizes are not numbers."""
+    return _is_tracing()
+
+
+@constant_in_graphs
 def active() -> str | None:
     """Return the name of what is active, or None; on the path of every call, so one C call each."""
     if peek_interpreter_stack() is not None:
@@ -42,4 +65,4 @@ def _functorch() -> str:
         return VMAP
     if TransformType.Jvp in kinds:
         return FORWARD_AD
-    return "a torch.func transform"
+    return TORCH_FUNC

@@ -10,6 +10,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module, util
+from math import prod
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ from fused_rnn.backends.triton_scan import (
     step_forward,
 )
 from fused_rnn.backends.triton_whole import plan, whole_backward, whole_forward
+from fused_rnn.cells import CELLS
 
-__all__ = ["available", "backward", "checks_operands", "forward", "name", "supports"]
+__all__ = ["available", "backward", "checks_operands", "forward", "name", "saved", "supports"]
 
 name = "triton"
 checks_operands = False
@@ -70,6 +72,8 @@ def supports(problem: Problem) -> str | None:
         return f"no kernel for {problem.dtype}"
     if problem.transform is not None:
         return f"{problem.transform} needs torch's own operators"
+    if problem.states and CELLS[problem.cell].has_cell_state:
+        return "it keeps the cell states of the steps in between to itself"
     if kind == "cuda" and torch.version.cuda is not None:
         capability = torch.cuda.get_device_capability(problem.device)
         if capability < _OLDEST_GPU:
@@ -117,6 +121,13 @@ def forward(
                 whole_forward(_whole_kernels(), scan, whole, *results)
     saved = (gates,) if extra is None else (gates, extra)
     return y, h_n, c_n, saved if training else ()
+
+
+def saved(cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
+    """See :meth:`fused_rnn.backends.Backend.saved`."""
+    scan, rows = Scan(cell, inputs, None, False), prod(inputs.x.shape[:-1])
+    gates = scan.empty(rows, scan.G * scan.H, dtype=scan.real)
+    return (gates, scan.empty(rows, scan.H, dtype=scan.real)) if scan.G > 1 else (gates,)
 
 
 @torch.no_grad()

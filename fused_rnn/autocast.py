@@ -1,0 +1,52 @@
+"""Layers under torch.autocast: the kernels run in its dtype, as matrix products do.
+
+The input and the weights are rounded to that dtype, and so is what is stored per step: the output,
+and h and c between calls. Inside a call the kernels keep gates, sums and the cell state in float32,
+so that rounding does not add up along the sequence. Final states are returned in the dtype of the
+initial ones, float32 without any. Gradients come back in the dtypes of what they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_rnn.checks import Row, Stack
+
+__all__ = ["recast"]
+
+# What autocast casts: it leaves float64 as it is, and so do we.
+_CAST = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def recast(
+    run: Callable[..., Any],
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    rows: Sequence[Row],
+    *others: Any,
+) -> Any:
+    """Do as ``run`` does, :func:`fused_rnn.stack.run_stack` or the like, in autocast's dtype."""
+    kind = x.device.type
+    floating = all(t is None or t.dtype in _CAST for t in chain((x, h0, c0), *rows))
+    if not floating or not torch.is_autocast_enabled(kind):
+        return run(stack, x, h0, c0, rows, *others)
+    dtype, kept = torch.get_autocast_dtype(kind), [_or_float(h0), _or_float(c0)]
+    x, h0, c0 = (t if t is None else t.to(dtype) for t in (x, h0, c0))
+    rows = [[w.to(dtype) for w in row] for row in rows]
+    with torch.autocast(kind, enabled=False):
+        result = run(stack, x, h0, c0, rows, *others)
+    if isinstance(result, str):
+        return result
+    y, *states = result
+    return y, *(s if s is None else s.to(d) for s, d in zip(states, kept, strict=True))
+
+
+def _or_float(state: Tensor | None) -> torch.dtype:
+    return torch.float32 if state is None else state.dtype

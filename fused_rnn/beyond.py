@@ -1,0 +1,267 @@
+"""What the layers have that torch.nn's have not: options, single steps, a look at the gates."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.utils.rnn import PackedSequence
+
+from fused_rnn.gates import gates_of_layers
+from fused_rnn.options import Options
+from fused_rnn.stack import outside_the_graph, run_cell
+
+__all__ = ["Beyond"]
+
+
+class Beyond(nn.RNNBase):
+    """The part of LSTM, GRU and RNN that a layer of torch.nn has no counterpart for."""
+
+    # On the class, for layers that were torch.nn's until convert() came by.
+    learn_initial_state: bool = False
+    recompute: bool = False
+
+    def __init__(
+        self,
+        *args: Any,
+        learn_initial_state: bool = False,
+        recompute: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if recompute:
+            self.recompute = True
+        if learn_initial_state:
+            self.learn_initial_state = True
+            k = self.num_layers * (2 if self.bidirectional else 1)
+            new_zeros = self.weight_ih_l0.new_zeros
+            self.h0 = nn.Parameter(new_zeros(k, 1, self.proj_size or self.hidden_size))
+            if self.mode == "LSTM":
+                self.c0 = nn.Parameter(new_zeros(k, 1, self.hidden_size))
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, and set a learned initial state to zeros."""
+        super().reset_parameters()
+        for state in self._initial():
+            if state is not None:
+                nn.init.zeros_(state)
+
+    def extra_repr(self) -> str:
+        """Return torch.nn's, and the options that are on."""
+        options = (name for name in ("learn_initial_state", "recompute") if getattr(self, name))
+        return super().extra_repr() + "".join(f", {name}=True" for name in options)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        if self.learn_initial_state:
+            raise RuntimeError(
+                "torch.jit.script compiles torch.nn's layer, which has no learned initial state"
+            )
+        return super().__prepare_scriptable__()
+
+    def step(self, input: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        r"""Run all layers for one step: for input that arrives, or is generated, step by step.
+
+        The weights are those of the sequence call, and its results are these, step by step. Between
+        layers dropout is applied in training mode, with a fresh mask for each step.
+
+        Args:
+            input: one step of the input
+            state: the state after the previous step, as this method or the sequence call returned
+                it; ``None`` for the initial one. Default: ``None``
+
+        Shape:
+            - input: :math:`(N, H_{in})` or :math:`(H_{in})`
+            - state: as ``hx`` of the sequence call
+            - output: :math:`(N, H_{out})` or :math:`(H_{out})`, and the state in the shape it came
+
+        Raises:
+            RuntimeError: for a bidirectional layer, which begins at both ends.
+            TypeError, ValueError: if ``input`` is no tensor, or of another rank.
+
+        Examples::
+
+            >>> rnn = fused_rnn.LSTM(10, 20, num_layers=2)
+            >>> state = None
+            >>> for x in torch.randn(5, 3, 10):
+            ...     output, state = rnn.step(x, state)
+        """
+        if self.bidirectional:
+            raise RuntimeError(
+                "step: a bidirectional layer begins at both ends of the sequence, and needs all of "
+                "it at once"
+            )
+        if not isinstance(input, Tensor):
+            raise TypeError(f"step: input should be a tensor, got: {type(input).__name__}")
+        rank = input.dim()
+        if rank not in (1, 2):
+            raise ValueError(f"step: input should be 1-D or 2-D, got {rank}-D")
+        if state is None and self.learn_initial_state:
+            state = self._learned_for(None if rank == 1 else len(input))
+        result = None
+        # A projection has no kernel for a single step.
+        if not self.proj_size and not torch.compiler.is_compiling():
+            result = self._step_by_cells(input, state)
+        if result is not None:
+            return result
+        time = 1 if self.batch_first and rank == 2 else 0
+        output, state = self(input.unsqueeze(time), state)
+        return output.squeeze(time), state
+
+    def _step_by_cells(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+        """Run one cell for each layer; return None where the operands do not plainly fit."""
+        given = self._states(state)
+        if given is None:
+            return None
+        (h0, c0), lstm, layers = given, self.mode == "LSTM", self.num_layers
+        batched = x.dim() == 2
+        if not batched:
+            x, h0, c0 = (t if t is None else t.unsqueeze(-2) for t in (x, h0, c0))
+        if h0 is None:
+            zeros = x.new_zeros(len(x), self.hidden_size)
+            h0, c0 = (zeros,) * layers, (zeros if lstm else None,) * layers
+        elif len(h0) != layers or (lstm and len(c0) != layers):
+            return None
+        else:
+            h0, c0 = h0.unbind(0), c0.unbind(0) if lstm else (None,) * layers
+        cell, h_n, c_n = self.mode.lower(), [], []
+        for layer, row in enumerate(self._weights()):
+            if layer and self.dropout and self.training:
+                x = drop(x, self.dropout, True)
+            if not self.bias:
+                row = (*row, None, None)
+            after = run_cell(cell, x, h0[layer], c0[layer], *row)
+            if after is None:
+                return None
+            x, c = after
+            h_n.append(x)
+            c_n.append(c)
+        if layers == 1:
+            h, c = x.unsqueeze(0), c.unsqueeze(0) if lstm else None
+        else:
+            h, c = torch.stack(h_n), torch.stack(c_n) if lstm else None
+        if not batched:
+            x, h, c = x.squeeze(0), h.squeeze(1), c if c is None else c.squeeze(1)
+        return x, (h, c) if lstm else h
+
+    def gates(
+        self,
+        input: Tensor,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        r"""Run the layers and return the values of their gates over time.
+
+        They show what the network remembers and forgets. The layers run as in eval mode, without
+        dropout. Gradients flow through the result.
+
+        Args:
+            input, hx, lengths, resets: as in the sequence call; packed sequences are not taken
+
+        Returns:
+            a dictionary: for an LSTM from ``"input"``, ``"forget"``, ``"candidate"`` and
+            ``"output"``, for a GRU from ``"reset"``, ``"update"`` and ``"candidate"``, for an RNN,
+            which has no gates, from ``"hidden"``, to tensors of shape
+            :math:`(L, D * \text{num\_layers}, N, H_{cell})`, without :math:`N` for unbatched input,
+            zero past a sequence's end
+
+        Raises:
+            TypeError: if ``input`` is no tensor.
+
+        Examples::
+
+            >>> rnn = fused_rnn.LSTM(10, 20)
+            >>> rnn.gates(torch.randn(5, 3, 10))["forget"].shape
+            torch.Size([5, 1, 3, 20])
+        """
+        if torch.compiler.is_compiling():
+            again = partial(self.gates, lengths=lengths, resets=resets)
+            return outside_the_graph(again, input, hx)
+        if not isinstance(input, Tensor):
+            raise TypeError(f"gates: input should be a tensor, got: {type(input).__name__}")
+        if hx is None and self.learn_initial_state:
+            hx = self._learned(input)
+        options = self._options(input, lengths, resets, True)
+        found: dict[str, Tensor] = {}
+
+        def run(stack: Any, x: Tensor, h0: Tensor | None, *others: Any) -> tuple[Any, ...]:
+            result = options.run(stack, x, h0, *others[:-2], 0.0, False)
+            found.update(gates_of_layers(stack, x, h0, others[1], options))
+            return result
+
+        self._forward_dense(input, hx, run)
+        options.check_ran()
+        return found if input.dim() == 3 else {name: g.squeeze(2) for name, g in found.items()}
+
+    def _forward_with_options(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        return_states: bool,
+    ) -> tuple[Any, ...]:
+        asked = lengths is not None or resets is not None or return_states
+        if torch.compiler.is_compiling():
+            return outside_the_graph(
+                self._forward_with_options, input, hx, lengths, resets, return_states
+            )
+        packed = isinstance(input, PackedSequence)
+        if packed and (lengths is not None or resets is not None):
+            raise TypeError(
+                "lengths and resets go with a padded tensor, got: PackedSequence, which has its "
+                "own lengths"
+            )
+        options = self._options(input, lengths, resets, return_states)
+        forward = self._forward_packed if packed else self._forward_dense
+        output, state = forward(input, hx, options.run)
+        if asked:
+            options.check_ran()
+        if not return_states:
+            return output, state
+        steps = [s for s in options.steps if s is not None]
+        if packed:
+            steps = [PackedSequence(s, *input[1:]) for s in steps]
+        elif input.dim() == 2:
+            steps = [s.squeeze(2) for s in steps]
+        return output, state, tuple(steps) if len(steps) > 1 else steps[0]
+
+    def _options(
+        self, input: Any, lengths: Tensor | None, resets: Tensor | None, every_state: bool
+    ) -> Options:
+        return Options(
+            lengths,
+            resets,
+            every_state,
+            self.recompute,
+            self._initial(),
+            self.batch_first,
+            not isinstance(input, Tensor) or input.dim() != 2,
+        )
+
+    def _initial(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the learned initial state, h (L*D, 1, R) and c (L*D, 1, H), None for zeros."""
+        if not self.learn_initial_state:
+            return None, None
+        return self.h0, self.c0 if self.mode == "LSTM" else None
+
+    def _learned(self, input: Any) -> Any:
+        """Return the learned initial state for an input of the sequence call."""
+        if isinstance(input, PackedSequence):
+            n = int(input.batch_sizes[0])
+        elif not isinstance(input, Tensor) or input.dim() not in (2, 3):
+            return None  # torch.nn has words for such an input
+        else:
+            n = input.shape[0 if self.batch_first else 1] if input.dim() == 3 else None
+        return self._learned_for(n)
+
+    def _learned_for(self, n: int | None) -> Any:
+        h, c = (
+            s if s is None else s.squeeze(1) if n is None else s.expand(-1, n, -1)
+            for s in self._initial()
+        )
+        return h if c is None else (h, c)

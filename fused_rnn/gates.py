@@ -1,0 +1,76 @@
+"""The gates of a network at every step, from its input and the states that it went through.
+
+A gate is a function of the step's input and of the state before the step. Once all states are
+there, no step waits for another: a product for each layer and direction gives all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fused_rnn.cells import CELLS, Weights
+from fused_rnn.checks import Row, Stack
+from fused_rnn.options import Options, initial_states
+from fused_rnn.stack import operands
+
+__all__ = ["gates_of_layers"]
+
+
+def gates_of_layers(
+    stack: Stack, x: Tensor, h0: Tensor | None, rows: Sequence[Row], options: Options
+) -> dict[str, Tensor]:
+    """Return each gate's values (T, L*D, N, H), by name.
+
+    Args:
+        stack: the sizes
+        x: (T, N, I)
+        h0: (L*D, N, R), or None for zeros
+        rows: the weights
+        options: of the call that has run, with the states of every step
+    """
+    before = _before(stack, x, h0, options)
+    h = options.steps[0]
+    found = []
+    for k, row in enumerate(rows):
+        layer, direction = divmod(k, stack.directions)
+        if layer and not direction:
+            # What the layer below gave out, both directions side by side.
+            x = h[:, k - stack.directions : k].transpose(1, 2).flatten(2)
+        found.append(CELLS[stack.cell].gates_of(x, before[:, k], Weights(*operands(row))))
+    lengths, _ = options.checked(x)
+    gates = {
+        name: torch.stack([getattr(of_row, name) for of_row in found], 1)
+        for name in found[0]._fields
+    }
+    if lengths is None:
+        return gates
+    past = torch.arange(len(x), device=x.device).unsqueeze(1) >= lengths.to(x.device)
+    return {name: gate.masked_fill(past[:, None, :, None], 0) for name, gate in gates.items()}
+
+
+def _before(stack: Stack, x: Tensor, h0: Tensor | None, options: Options) -> Tensor:
+    """Return h before each step of the scan (T, L*D, N, R), which runs backwards in reverse."""
+    lengths, resets = (t if t is None else t.to(x.device) for t in options.checked(x))
+    n, directions = x.shape[1], stack.directions
+    given, _ = initial_states(stack, x, n, h0, None)
+    anew, _ = initial_states(stack, x, 1, *options.anew(stack, x))
+    h, times = options.steps[0], torch.arange(len(x), device=x.device).unsqueeze(1)
+    found = []
+    for k in range(stack.layers * directions):
+        first = given[k].unsqueeze(0)
+        if k % directions == 0:
+            before = torch.cat([first, h[:-1, k]])
+            cuts = resets
+        else:
+            before = torch.cat([h[1:, k], first])
+            cuts = resets if resets is None else resets.roll(-1, 0) & (times < len(x) - 1)
+        if cuts is not None:
+            before = torch.where(cuts.unsqueeze(-1), anew[k], before)
+        if k % directions and lengths is not None:
+            last = times == lengths - 1
+            before = torch.where(last.unsqueeze(-1), first, before)
+        found.append(before)
+    return torch.stack(found, 1)

@@ -1,0 +1,217 @@
+"""What a call of the layers may ask for beyond torch.nn, on top of the layers as they are.
+
+Lengths and resets become packed segments, states of every step are collected from the scans, and
+recomputation is a way to scan: no layer and no kernel knows of any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fused_rnn import autograd
+from fused_rnn.backends import Backend, Inputs
+from fused_rnn.cells import CELLS
+from fused_rnn.checks import Row, Stack
+from fused_rnn.segments import Segments, check_lengths, check_resets, cut
+from fused_rnn.stack import choose, run_stack
+
+__all__ = ["Options", "Steps", "initial_states"]
+
+# The h and c of every step; no c without a cell state.
+Steps = tuple[Tensor, Tensor | None]
+
+
+class Options:
+    """The options of one call, and what it left besides its results.
+
+    Args:
+        lengths: (N,) integers
+        resets: (T, N) booleans, (N, T) with ``batch_first``
+        every_state: whether ``steps`` is wanted
+        recompute: whether backward makes anew what it needs
+        initial: h (L*D, 1, R) and c (L*D, 1, H) after a reset; ``(None, None)`` for zeros
+        batch_first: how ``resets`` stand
+        batched: whether there is a batch dim in what the user gave
+
+    Attributes:
+        steps: the states of every step, h (T, L*D, N, R) | (rows, L*D, R) for packed data, and c
+    """
+
+    def __init__(
+        self,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        every_state: bool = False,
+        recompute: bool = False,
+        initial: tuple[Tensor | None, Tensor | None] = (None, None),
+        batch_first: bool = False,
+        batched: bool = True,
+    ) -> None:
+        self._lengths, self._resets = lengths, resets
+        self._every_state, self._recompute = every_state, recompute
+        self._initial, self._batch_first, self._batched = initial, batch_first, batched
+        self._ran = False
+        self.steps: Steps | None = None
+
+    def run(
+        self,
+        stack: Stack,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        rows: Sequence[Row],
+        batch_sizes: Tensor | None,
+        n: int,
+        dropout: float,
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run layers with these options; see :func:`fused_rnn.stack.run_stack`."""
+        self._ran = True
+        initial = self.anew(stack, x)
+        if h0 is None and initial[0] is not None:
+            h0, c0 = (s if s is None else s.expand(-1, n, -1) for s in initial)
+        if self._lengths is None and self._resets is None:
+            return self._layers(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
+        segments = cut(*self.checked(x), *x.shape[:2], stack.directions, x.device)
+        given = initial_states(stack, x, n, h0, c0)
+        anew = initial_states(stack, x, 1, *initial)
+        # Without a step in the whole batch, the layers run on no sequences at all.
+        packed = segments.pack(x) if segments.count else x[:1, :0]
+        y, h_n, c_n = self._layers(
+            stack,
+            packed,
+            *(g if g is None else segments.begin(g, a) for g, a in zip(given, anew, strict=True)),
+            rows,
+            segments.batch_sizes if segments.count else None,
+            segments.count,
+            dropout,
+            training,
+        )
+        y = segments.unpack(y if segments.count else y.flatten(0, 1), n)
+        if self.steps is not None:
+            h, c = self.steps
+            self.steps = _by_time(segments, h, n), c if c is None else _by_time(segments, c, n)
+        h_n = segments.end(h_n, given[0])
+        return y, h_n, c_n if c_n is None else segments.end(c_n, given[1])
+
+    def checked(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return lengths (N,) and resets (T, N), checked against x (T, N, I), on the CPU."""
+        steps, n = x.shape[0], x.shape[1] if self._batched else None
+        lengths, resets = self._lengths, self._resets
+        return (
+            lengths if lengths is None else check_lengths(lengths, steps, n),
+            resets if resets is None else check_resets(resets, steps, n, self._batch_first),
+        )
+
+    def check_ran(self) -> None:
+        """Check that it was not torch.nn's own forward that ran.
+
+        Raises:
+            RuntimeError: if it was.
+        """
+        if not self._ran:
+            raise RuntimeError(
+                "lengths, resets and the states of every step need plain tensors of one dtype and "
+                "device; these operands are for torch.nn's own forward, which knows of no options"
+            )
+
+    def anew(self, stack: Stack, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the state after a reset, h (L*D, 1, R) and c (L*D, 1, H), None for zeros.
+
+        It comes in the dtype of x, which under autocast is not that of a parameter.
+
+        Raises:
+            RuntimeError: if it has another shape, or is on another device.
+        """
+        if self._initial == (None, None):
+            return None, None
+        k, has_c = stack.layers * stack.directions, CELLS[stack.cell].has_cell_state
+        sizes = stack.proj_size or stack.hidden_size, stack.hidden_size if has_c else None
+        for i, (state, size) in enumerate(zip(self._initial, sizes, strict=True)):
+            expected = None if size is None else ((k, 1, size), x.device)
+            given = None if state is None else (tuple(state.shape), state.device)
+            if given != expected:
+                raise RuntimeError(
+                    f"{stack.cell}: initial_state[{i}] should be {_described(expected)}, "
+                    f"got: {_described(given)}"
+                )
+        h, c = (s if s is None else s.to(x.dtype) for s in self._initial)
+        return h, c
+
+    def _layers(
+        self,
+        stack: Stack,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        rows: Sequence[Row],
+        batch_sizes: Tensor | None,
+        n: int,
+        dropout: float,
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        operands = stack, x, h0, c0, rows, batch_sizes, n
+        if not self._every_state:
+            scan = partial(autograd.scan, recompute=True) if self._recompute else autograd.scan
+            return run_stack(*operands, dropout, training, scan=scan)
+        backends = choose(*operands, every_state=True)
+        if backends is None:
+            raise RuntimeError("torch.nn was asked for, and does not return every step's states")
+        collector = _Collector(self._recompute)
+        result = run_stack(*operands, dropout, training, backends, collector)
+        self.steps = (
+            torch.stack(collector.h, 1),
+            torch.stack(collector.c, 1) if collector.c else None,
+        )
+        return result
+
+
+def _described(expected: tuple[object, ...] | None) -> str:
+    return "None" if expected is None else "{} on {}".format(*expected)
+
+
+class _Collector:
+    """A scan that keeps the states of every step."""
+
+    def __init__(self, recompute: bool) -> None:
+        self._recompute = recompute
+        self.h: list[Tensor] = []
+        self.c: list[Tensor] = []
+
+    def __call__(
+        self,
+        backend: Backend,
+        cell: str,
+        inputs: Inputs,
+        batch_sizes: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        scan = backend, cell, inputs, batch_sizes, reverse, self._recompute
+        if inputs.c0 is None:
+            y, h_n, c_n = autograd.scan(*scan)
+        else:
+            y, h_n, c_n, c = autograd.scan_states(*scan)
+            self.c.append(c)
+        self.h.append(y)
+        return y, h_n, c_n
+
+
+def _by_time(segments: Segments, states: Tensor, n: int) -> Tensor:
+    """Return states of packed rows, or of no sequences at all, as (T, L*D, N, R)."""
+    rows = states if segments.count else states.transpose(1, 2).flatten(0, 1)
+    return segments.unpack(rows, n).transpose(1, 2)
+
+
+def initial_states(
+    stack: Stack, x: Tensor, n: int, h: Tensor | None, c: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return h (L*D, N, R) and c (L*D, N, H), zeros where there is no h."""
+    if h is not None:
+        return h, c
+    k, size = stack.layers * stack.directions, stack.hidden_size
+    h = x.new_zeros(k, n, stack.proj_size or size)
+    return h, x.new_zeros(k, n, size) if CELLS[stack.cell].has_cell_state else None
