@@ -8,7 +8,7 @@ ARGS ?=
 
 TORCH := torch==2.13.0
 PACKAGES := setuptools wheel ninja==1.13.2 numpy==2.4.6 pytest==9.2.0 pybind11==3.1.0 \
-            matplotlib==3.11.2 onnx==1.23.2 onnxruntime==1.32.0 build==1.6.1 \
+            matplotlib==3.11.2 onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 build==1.6.1 \
             ruff==0.17.6 clang-format==23.1.5 triton==3.9.0
 
 ifeq ($(ENV),system)
