@@ -78,10 +78,14 @@ def test_gencode():
         ("8.0;9.0a;10.0f", "80 90a 100f"),
         ("10.0;10.3;12.0", "100 120"),
         ("7.5", "75"),
+        ("7.2;7.5;8.0", "72 80"),
+        ("8.0;8.6;8.7;8.9", "80 87"),
+        ("8.7;8.9", "87 89"),
+        ("10.0;10.1;10.3", "100 101"),
     ],
 )
 def test_large_sources_are_compiled_where_older_code_does_not_run(text, expected):
-    toolkit = TOOLKIT._replace(numbers=TOOLKIT.numbers | {"103"})
+    toolkit = TOOLKIT._replace(numbers=TOOLKIT.numbers | {"72", "87", "101", "103"})
     targets = nvcc.architectures(text, toolkit)
     found = nvcc.targets_of(Path("persistent_forward.cu"), targets)
     assert " ".join(a.number + "+" * a.ptx for a in found) == expected

@@ -194,21 +194,27 @@ def test_the_plan_of_both_passes_in_words(monkeypatch: pytest.MonkeyPatch) -> No
 
     def plan(*args: Any) -> str:
         asked.append(args[1:])
-        return "step by step: backward" if args[-1] and args[-4] == 2 else "persistent"
+        return "step by step: backward" if args[-2] and args[-5] == 2 else "persistent"
 
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size))
     monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", plan, raising=False)
     monkeypatch.setattr(native, "_cuda_missing", None)
 
-    def words(N: int, training: bool, device: torch.device = GPU) -> str | None:
-        return native.plan(
-            Problem("gru", device, torch.float16, 3, N, 5, 7, 0, False, training, None)
-        )
+    def words(
+        N: int, training: bool, device: torch.device = GPU, cell: str = "gru", states: bool = False
+    ) -> str | None:
+        problem = Problem(cell, device, torch.float16, 3, N, 5, 7, 0, False, training, None)
+        return native.plan(problem._replace(states=states))
 
     assert words(1, True) == words(2, False) == "persistent"
-    assert asked[0] == ("gru", 3, 1, 7, 0, False)
+    assert asked[0] == ("gru", 3, 1, 7, 0, False, True)
     assert words(2, True) == "forward persistent; backward step by step: backward"
+    assert words(1, True, states=True) == words(1, False, states=True) == "persistent"
+    without = "step by step: no persistent kernel keeps every step's c in inference"
+    assert words(1, False, cell="lstm", states=True) == without
+    given = "persistent; step by step where every step's c has a gradient"
+    assert words(1, True, cell="lstm", states=True) == f"forward persistent; backward {given}"
     assert words(1, True, torch.device("cpu")) is None
     monkeypatch.setattr(native, "_cuda_missing", "it was not built")
     assert words(1, True) is None

@@ -110,10 +110,10 @@ def kernel(stepwise_kernel, ops, bench, monkeypatch):  # noqa: F811
     return stepwise_kernel
 
 
-def words(ops, cell, shape, backward, dtype=torch.float32):
+def words(ops, cell, shape, backward, dtype=torch.float32, training=False):
     """Return the plan of a scan."""
     like = torch.empty(0, dtype=dtype)
-    return ops.persistent_plan(like, cell, shape.T, shape.N, shape.H, 0, backward)
+    return ops.persistent_plan(like, cell, shape.T, shape.N, shape.H, 0, backward, training)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -162,6 +162,42 @@ def test_either_pass_goes_with_the_stepwise_other(
     found = kernel.backward(cell, inputs, batch_sizes, reverse, y, saved, *gradients, needs)
     for actual, wanted in zip(present(found), present(expected), strict=True):
         assert_near(actual, wanted, TOLERANCES[dtype].gradient)
+
+
+@in_one_block
+def test_it_goes_step_by_step_where_the_device_has_no_room(kernel, variant, shape, reverse):
+    cell, _ = variant
+    machine = Machine(stepwise())
+    inputs, batch_sizes = make_inputs(variant, shape, torch.float32)
+    gradients = cotangents(reference.forward(cell, inputs, batch_sizes, reverse, False)[:3])
+
+    def run():
+        return differentiate(kernel, cell, needing(inputs), batch_sizes, reverse, gradients)
+
+    (expected, wanted), machine.library.simt_refuse.restype = run(), None
+    machine.library.simt_refuse(1)
+    try:
+        found, actual = run()
+        inference = kernel.forward(cell, inputs, batch_sizes, reverse, False)
+    finally:
+        machine.library.simt_refuse(0)
+    tolerance = TOLERANCES[torch.float32]
+    for one, other in zip(present(found[:3]), present(expected[:3]), strict=True):
+        assert_near(one, other.double(), tolerance.forward)
+    for one, other in zip(present(inference[:3]), present(expected[:3]), strict=True):
+        assert_near(one, other.double(), tolerance.forward)
+    for one, other in zip(present(actual), present(wanted), strict=True):
+        assert_near(one, other.double(), tolerance.gradient)
+
+
+@in_one_block
+@pytest.mark.usefixtures("kernel")
+def test_a_long_inference_goes_step_by_step(ops):
+    shape = SHAPES["odd"]._replace(T=2**21, N=8)
+    said = words(ops, "lstm", shape, False)
+    assert said.startswith(STEP_BY_STEP + "the input products of all steps at once")
+    assert words(ops, "lstm", shape, False, training=True).startswith("persistent")
+    assert words(ops, "lstm", shape, True).startswith("persistent")
 
 
 @in_one_block

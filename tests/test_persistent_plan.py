@@ -107,7 +107,7 @@ def test_no_cluster_where_the_device_has_none():
 
 def test_every_shape_is_of_use():
     used = {a.shape for device in DEVICES.values() for _, a in planned(device)}
-    assert used == set(range(8)) - {1}
+    assert used == set(range(7))
 
 
 def test_every_way_to_meet_is_of_use():
@@ -163,7 +163,9 @@ def test_a_smaller_device_is_not_quicker():
         ),
         (Problem(H=768), SLICE, "the recurrent weights in bfloat16, 4.5 MB, and the states"),
         (Problem(H=2048, N=256), H100, "a step should take 23.2 us with launches of its own"),
-        (Problem(N=2**40), H100, "fit in no compiled way"),
+        (Problem(N=2**31 - 17), H100, "fit in no compiled way"),
+        (Problem(N=2**31 - 16), H100, "more sequences than a kernel can count"),
+        (Problem(H=0), H100, "there is no hidden unit"),
         (Problem(H=2**30), H100, "fit in no compiled way"),
     ],
 )
@@ -172,6 +174,17 @@ def test_refusals_say_why(problem, device, reason):
         answer = plan(problem._replace(backward=backward), device)
         assert not answer.found
         assert answer.words.startswith(reason) or reason in answer.words
+
+
+def test_an_inference_does_not_take_much_more_than_its_results():
+    # 4 gates of 768 units, 4 bytes each: 87381 rows are a GB.
+    fits, does_not = (Problem(T=T, N=16, training=False) for T in (5461, 5462))
+    assert plan(fits, H100).found
+    answer = plan(does_not, H100)
+    reason = "the input products of all steps at once would take an inference 1024.1 MB"
+    assert answer.words == reason
+    for kept in (does_not._replace(training=True), does_not._replace(backward=True)):
+        assert plan(kept, H100).found
 
 
 def test_plans_are_put_in_words():

@@ -164,6 +164,8 @@ FAILURES = {
     "has_not_arrived": r"waits for the cluster in line \d+ and has not arrived",
     "one_stays_away": r"block \(0, 0, 0\): .*64 wait for the cluster in line \d+",
     "no_such_member": r"shared memory of block 2 at 0: there is none",
+    "leaves_early": r"block \([01], 0, 0\): it writes to block \([01], 0, 0\) .* which has left",
+    "writes_late": r"has written to block \([01], 0, 0\) of its cluster, which may have left",
     "odd_clusters": r"a grid of \(3, 1, 1\) has no clusters of 2",
     "stray_write_to_shared": r"block \(0, 0, 0\): it has written beyond its shared memory",
     "half_a_product": r"16 have left the kernel, 16 wait at mma|mma in line \d+ lacks some",

@@ -1,6 +1,7 @@
 // See device.h.
 #include "device.h"
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -45,16 +46,23 @@ int clusters_at_once(int size, std::int64_t shared_bytes) {
 
 DeviceFacts ask(int device) {
   DeviceFacts facts;
-  facts.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-                     attribute(cudaDevAttrComputeCapabilityMinor, device);
+  const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                         attribute(cudaDevAttrComputeCapabilityMinor, device);
+  // What kernels do hangs on what they were compiled for: where the driver has translated PTX, that
+  // may be an architecture older than the device.
+  cudaFuncAttributes code{};
+  check_launch("a persistent kernel", cudaFuncGetAttributes(&code, occupant));
+  facts.capability = std::min(capability, code.ptxVersion);
   facts.sms = attribute(cudaDevAttrMultiProcessorCount, device);
   facts.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   facts.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
   facts.clusters[0] = facts.sms;
-  if (facts.capability >= 90) {
-    const auto bytes = static_cast<int>(facts.shared_bytes);
-    check_launch("occupant", cudaFuncSetAttribute(
-                                 occupant, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  const auto bytes = static_cast<int>(facts.shared_bytes);
+  if (facts.capability >= 90 &&
+      cudaFuncSetAttribute(occupant, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) !=
+          cudaSuccess) {
+    cudaGetLastError();  // plans do without clusters then
+  } else if (facts.capability >= 90) {
     for (int i = 1; i < 4; ++i) {
       facts.clusters[i] = clusters_at_once(1 << i, facts.shared_bytes);
     }

@@ -22,8 +22,11 @@ __device__ __forceinline__ void scan(const Floor& a, const Member& member, Excha
                                      void* shared) {
   constexpr Shape kS = kShapes[kShape];
   WarpWeights<Product, kShape> weights(a.H, shared);
-  // Different ones, or the compiler would keep fewer.
-  weights.load([](int row, int k) { return Half{static_cast<std::uint16_t>(row ^ k)}; });
+  // From memory, or the compiler would know them and keep fewer.
+  weights.load([&](int row, int k) {
+    const std::int64_t at = (std::int64_t{member.rank} * kS.rows() + row) * a.H + k;
+    return k < a.H ? elements<const Half>(a.weights)[at] : Half{};
+  });
   const int end = weights.depth_end() < a.H ? weights.depth_end() : static_cast<int>(a.H);
   const Producers producers{weights.depth_begin() / member.units, (end - 1) / member.units};
   exchange.begin();
@@ -33,6 +36,12 @@ __device__ __forceinline__ void scan(const Floor& a, const Member& member, Excha
   typename WarpWeights<Product, kShape>::Sums sums{};
   const auto hand_on = [&](int chunk, int parity) {
     Half* const next = exchange.copy(chunk, parity);
+    float all = 0;  // products whose sums nobody asks for would be left out
+    for (const auto& row : sums) {
+      for (const ptx::Accumulator& tile : row) {
+        for (const float v : tile.v) all += v;
+      }
+    }
     const int pairs = static_cast<int>(ceil_div(member.units, 8)) * 8 * kS.columns;
     for (int i = static_cast<int>(threadIdx.x); i < pairs; i += kS.threads()) {
       const UnitOfChunk at = unit_of_chunk<kS.columns>(i);
@@ -41,7 +50,7 @@ __device__ __forceinline__ void scan(const Floor& a, const Member& member, Excha
         exchange.write(next,
                        (unit / Product::kDepth * kS.columns + at.column) * Product::kDepth +
                            unit % Product::kDepth,
-                       narrow<Half>(sums[0][0].v[0]));
+                       narrow<Half>(all));
       }
     }
   };
@@ -57,11 +66,15 @@ __device__ __forceinline__ void scan(const Floor& a, const Member& member, Excha
       }
     }
   }
-  exchange.end();
   if (!a.exchange) {
-    __syncthreads();
-    hand_on(0, 0);  // or the products would be for nothing, and left out
+    // Or the products would be for nothing, and left out. All members meet before it, when none
+    // reads any more, and after it, so that none has left; flags stay at zero.
+    exchange.publish(0, 0);
+    exchange.wait(0, 0, producers);
+    hand_on(0, 0);
+    exchange.publish(0, 0);
   }
+  exchange.end();
 }
 
 template <class Product, int kShape, bool kInCluster>
@@ -73,7 +86,7 @@ __global__ void __launch_bounds__(kShapes[kShape].threads(), 1)
   const int block = static_cast<int>(blockIdx.x), group = block / plan.blocks;
   const Member member{block % plan.blocks, plan.blocks, plan.units, plan.chunks};
   const SharedLayout layout = shared_layout(
-      {kS, true, 2, a.H, plan.units, plan.chunks,
+      {false, kS, true, 2, a.H, plan.units, plan.chunks,
        exchange_bytes(false, plan.meeting(), kS, 2, a.H, plan.units, plan.cluster, plan.chunks)});
   unsigned char* const shared = dynamic_shared<unsigned char>();
   const std::int64_t depth = padded_depth(kS, a.H, 2);
@@ -90,6 +103,8 @@ __global__ void __launch_bounds__(kShapes[kShape].threads(), 1)
         depth, member);
     scan<Product, kShape>(a, member, exchange, shared + layout.weights);
   }
+#else
+  __trap();  // an empty body would pass for success
 #endif
 }
 

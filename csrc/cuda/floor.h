@@ -10,7 +10,8 @@ namespace cuda {
 struct Floor {
   std::int64_t T, H;
   bool exchange, products;
-  void* scratch;  // as Persistent::scratch, of float16 and one direction
+  void* scratch;        // as Persistent::scratch, of float16 and one direction
+  const void* weights;  // (plan.blocks * the shape's rows, H)  float16
   Plan plan;
 };
 

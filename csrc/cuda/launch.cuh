@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "steps.h"
+
 namespace fused_rnn {
 namespace cuda {
 
@@ -26,9 +28,23 @@ __device__ __forceinline__ T* dynamic_shared() {
 
 inline void check_launch(const char* name, cudaError_t error) {
   if (error != cudaSuccess) {
+    cudaGetLastError();  // told here, it is not the next launch's
     throw std::runtime_error(std::string("fused_rnn: launching ") + name +
                              " failed: " + cudaGetErrorString(error));
   }
+}
+
+// Room for any plan's shared memory. The setting is the function's, for all threads of the process:
+// set to what one launch needs, it could be too little for another's, which is about to happen.
+inline void allow_all_shared_memory(const void* kernel, const char* name) {
+  int device = 0, all = 0;
+  cudaFuncAttributes known{};
+  check_launch(name, cudaGetDevice(&device));
+  check_launch(name, cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check_launch(name, cudaFuncGetAttributes(&known, kernel));
+  const int dynamic = all - static_cast<int>(known.sharedSizeBytes);
+  check_launch(name,
+               cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
 }
 
 template <class... Params>
@@ -41,14 +57,7 @@ void launch(void (*kernel)(Params...), const char* name, dim3 grid, dim3 block,
 template <class... Params>
 void launch_together(void (*kernel)(Params...), const char* name, Together together, dim3 grid,
                      dim3 block, std::size_t shared_bytes, void* stream, Params... arguments) {
-  constexpr unsigned kPortableCluster = 8;
-  const auto set = [&](cudaFuncAttribute attribute, int value) {
-    check_launch(name, cudaFuncSetAttribute(kernel, attribute, value));
-  };
-  set(cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  if (together.cluster > kPortableCluster) {
-    set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  }
+  allow_all_shared_memory(reinterpret_cast<const void*>(kernel), name);
   cudaLaunchAttribute attributes[2]{};
   unsigned count = 0;
   if (together.cooperative) {
@@ -64,7 +73,14 @@ void launch_together(void (*kernel)(Params...), const char* name, Together toget
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = attributes, config.numAttrs = count;
-  check_launch(name, cudaLaunchKernelEx(&config, kernel, arguments...));
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorInvalidConfiguration ||
+      error == cudaErrorLaunchOutOfResources) {
+    cudaGetLastError();
+    throw LaunchRefused(std::string("fused_rnn: there is no room to launch ") + name + ": " +
+                        cudaGetErrorString(error));
+  }
+  check_launch(name, error);
 }
 
 }  // namespace cuda

@@ -24,8 +24,10 @@ WERROR = ("-Werror", "all-warnings")
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter")
 
 OLDEST_RELEASE = (12, 0)
-# Hundreds of kernels each, for sm_80 and newer: compiled no more often than they have to be.
+# Persistent kernels, which are large and for sm_80 and newer: compiled for no more than needed.
 LARGE_SOURCES = ("persistent_forward", "persistent_backward", "floor")
+# GPUs of boards on which no code for another GPU of the generation runs, nor theirs elsewhere.
+TEGRA = (72, 87, 101)
 LAUNCHERS = ("ccache", "sccache", "distcc")
 # Turing to Blackwell, each with its own code; the newest as PTX too, for what comes after it.
 DEFAULT_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
@@ -137,16 +139,18 @@ def targets_of(source: Path, targets: list[Architecture]) -> list[Architecture]:
     """Return the GPUs a source is compiled for: all, but what is large leaves some out.
 
     Those are GPUs that it has no kernels for, and those on which code for an older one of the same
-    generation runs.
+    generation runs, which is not so on Tegra.
     """
     if source.stem not in LARGE_SOURCES:
         return targets
-    plain = [int(t.number) for t in targets if t.number.isdecimal()]
+    plain = {int(t.number) for t in targets if t.number.isdecimal()}.difference(TEGRA)
 
     def is_served(target: Architecture) -> bool:
         if target.ptx or not target.number.isdecimal():
             return False
         number = int(target.number)
+        if number in TEGRA:
+            return False
         return number < 80 or any(n < number and n // 10 == number // 10 for n in plain)
 
     return [t for t in targets if not is_served(t)] or targets

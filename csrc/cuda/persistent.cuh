@@ -19,6 +19,11 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % 32; }
 
+template <class E>
+__device__ __forceinline__ E* elements(const void* array) {
+  return static_cast<E*>(const_cast<void*>(array));
+}
+
 // The hidden unit and the sequence of a chunk that a thread has. A warp has 8 units of 4 sequences:
 // wide enough for whole sectors of memory, and narrow enough to read partial sums, which lie the
 // other way round, from different banks.

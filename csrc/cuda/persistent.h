@@ -40,18 +40,18 @@ struct Plan {
 struct PersistentDirection {
   bool reverse;
   const void* w_hh;  // (G*H, H)  S
-  const void* b_ih;  // (G*H,)    S  null: zero
-  const void* b_hh;  // (G*H,)    S  null: zero
   const void* h0;    // (N, H)    S
   const void* c0;    // (N, H)    S  LSTM; null otherwise
 };
 
 struct PersistentForwardDirection : PersistentDirection {
-  void* gates;  // (rows, G*H)  T  x W_ih^T; with `training` becomes the activated gates
-  void* extra;  // (rows, H)    T  training: LSTM c', GRU a_nh; null otherwise
-  void* y;      // (rows, H)    S
-  void* h_n;    // (N, H)       S
-  void* c_n;    // (N, H)       S  LSTM; null otherwise
+  const void* b_ih;  // (G*H,)       S  null: zero
+  const void* b_hh;  // (G*H,)       S  null: zero
+  void* gates;       // (rows, G*H)  T  x W_ih^T; with `training` becomes the activated gates
+  void* extra;       // (rows, H)    T  training: LSTM c', GRU a_nh; null otherwise
+  void* y;           // (rows, H)    S
+  void* h_n;         // (N, H)       S
+  void* c_n;         // (N, H)       S  LSTM; null otherwise
 };
 
 struct PersistentBackwardDirection : PersistentDirection {
@@ -63,8 +63,8 @@ struct PersistentBackwardDirection : PersistentDirection {
   const void* dc_n;   // (N, H)       S  LSTM; null: zero
   void* dgates_x;     // (rows, G*H)  S
   void* dgates_h;     // (rows, G*H)  S  GRU; null otherwise: they are the same
-  void* dh0;          // (N, H)       S
-  void* dc0;          // (N, H)       S  LSTM; null otherwise
+  void* dh0;          // (N, H)       S  null: not wanted
+  void* dc0;          // (N, H)       S  LSTM; null: not wanted
 };
 
 template <class Direction>
@@ -125,8 +125,8 @@ FUSED_RNN_INLINE constexpr ScratchLayout scratch_layout(bool backward, CellKind 
   return l;
 }
 
-// Throw std::runtime_error where the launch fails: a cooperative one does where its blocks do not
-// all fit on the device at once.
+// Throw LaunchRefused where blocks that wait for each other do not all fit on the device at once, and
+// std::runtime_error where the launch fails for another reason.
 void launch_persistent_forward(const PersistentForward& scan, Stream stream);
 void launch_persistent_backward(const PersistentBackward& scan, Stream stream);
 

@@ -41,7 +41,7 @@ class BackwardBlock {
         products_(a, direction, group, block) {
     const std::int64_t depth = slice_depth(true, a.cell, a.H, a.plan);
     const SharedLayout l = shared_layout(
-        {kS, Product::kInRegisters, sizeof(S), depth, a.plan.units, a.plan.chunks, 0});
+        {true, kS, Product::kInRegisters, sizeof(S), depth, a.plan.units, a.plan.chunks, 0});
     carries_ = reinterpret_cast<float*>(dynamic_shared<char>() + l.states);
   }
 
@@ -189,6 +189,8 @@ __global__ void __launch_bounds__(kShapes[kShape].threads(), 1)
     BackwardBlock<Product, kShape, kMeeting>(a, group / a.plan.groups, group % a.plan.groups,
                                              block % a.plan.blocks)
         .run();
+  } else {
+    __trap();  // an empty body would pass for success
   }
 }
 

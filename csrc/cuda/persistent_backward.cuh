@@ -49,8 +49,8 @@ class BackwardProducts {
         rank_(block % members()),
         padded_(static_cast<int>(padded_depth(kS, depth(), sizeof(S)))),
         weights_(depth(), dynamic_shared<char>()) {
-    const SharedLayout l =
-        shared_layout({kS, Product::kInRegisters, sizeof(S), depth(), units(), a.plan.chunks, 0});
+    const SharedLayout l = shared_layout(
+        {true, kS, Product::kInRegisters, sizeof(S), depth(), units(), a.plan.chunks, 0});
     char* const shared = dynamic_shared<char>();
     partials_ = reinterpret_cast<float*>(shared + l.partials);
     passed_ = reinterpret_cast<float*>(shared + l.exchange);
@@ -192,6 +192,10 @@ class BackwardProducts {
     if (members() > 1) {
       ptx::cluster_arrive();
       ptx::cluster_wait();
+    }
+#else
+    if (members() > 1) {
+      __trap();  // before anything is passed on: begin() meets
     }
 #endif
   }

@@ -156,6 +156,10 @@ class ClusterExchange {
       ptx::cluster_arrive();
       return;
     }
+#else
+    if (member_.blocks > 1) {
+      __trap();  // before anything is written to a member: begin() arrives
+    }
 #endif
     __syncthreads();
   }

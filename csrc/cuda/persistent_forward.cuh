@@ -11,11 +11,6 @@
 namespace fused_rnn {
 namespace cuda {
 
-template <class E>
-__device__ __forceinline__ E* elements(const void* array) {
-  return static_cast<E*>(const_cast<void*>(array));
-}
-
 // Where a block stands, and what it has in shared memory.
 struct Place {
   const PersistentForwardDirection* direction;

@@ -99,20 +99,6 @@ class BackwardWalk {
   int longer_;  // sequences that are longer than the time that was asked for last
 };
 
-// Asks for memory that is read soon, without a register to read it into.
-__device__ __forceinline__ void expect(const void* at) {
-#if defined(__CUDACC__)
-  asm volatile("prefetch.global.L2 [%0];" : : "l"(at));
-#else
-  static_cast<void>(at);
-#endif
-}
-
-template <class E>
-__device__ __forceinline__ const E& element(const void* array, std::int64_t i) {
-  return static_cast<const E*>(array)[i];
-}
-
 // f(cell) for the cell that a scan has. Which one it is, a kernel asks once in a while: were it a
 // template's argument of the kernel, there would be four times as many to compile.
 template <class F>
@@ -144,17 +130,17 @@ struct Kept {
     const bool begins = n >= walk.after;
 #pragma unroll
     for (int g = 0; g < G; ++g) {
-      saved[g] = element<T>(d.gates, (row * G + g) * H + unit);
+      saved[g] = elements<const T>(d.gates)[(row * G + g) * H + unit];
     }
     if constexpr (Cell::kHasCell) {
-      saved[G] = element<T>(d.extra, at);
-      prev = begins ? widen(element<S>(d.c0, initial)) : element<T>(d.extra, before);
+      saved[G] = elements<const T>(d.extra)[at];
+      prev = begins ? widen(elements<const S>(d.c0)[initial]) : elements<const T>(d.extra)[before];
     } else if constexpr (Cell::kStateIsHidden) {
-      saved[G] = element<T>(d.extra, at);
-      prev = widen(begins ? element<S>(d.h0, initial) : element<S>(d.y, before));
+      saved[G] = elements<const T>(d.extra)[at];
+      prev = widen(begins ? elements<const S>(d.h0)[initial] : elements<const S>(d.y)[before]);
     }
     if (d.dy != nullptr) {
-      dy = widen(element<S>(d.dy, at));
+      dy = widen(elements<const S>(d.dy)[at]);
     }
   }
 };
@@ -169,19 +155,19 @@ __device__ __forceinline__ void expect_kept(const PersistentBackwardDirection& d
   const std::int64_t before = (walk.row_beyond() + n) * H + unit;
 #pragma unroll
   for (int g = 0; g < G; ++g) {
-    expect(&element<T>(d.gates, (row * G + g) * H + unit));
+    ptx::prefetch(elements<const T>(d.gates) + (row * G + g) * H + unit);
   }
   if (Cell::kStateIsHidden) {
-    expect(&element<T>(d.extra, at));
+    ptx::prefetch(elements<const T>(d.extra) + at);
   }
   if (d.dy != nullptr) {
-    expect(&element<S>(d.dy, at));
+    ptx::prefetch(elements<const S>(d.dy) + at);
   }
   if (walk.has_beyond()) {
     if constexpr (Cell::kHasCell) {
-      expect(&element<T>(d.extra, before));
+      ptx::prefetch(elements<const T>(d.extra) + before);
     } else if constexpr (Cell::kStateIsHidden) {
-      expect(&element<S>(d.y, before));
+      ptx::prefetch(elements<const S>(d.y) + before);
     }
   }
 }
@@ -200,10 +186,10 @@ struct PreGradients {
       dh += passed;
     } else {
       if (d.dh_n != nullptr) {
-        dh += widen(element<S>(d.dh_n, final_state));
+        dh += widen(elements<const S>(d.dh_n)[final_state]);
       }
       const bool given = Cell::kHasCell && d.dc_n != nullptr;
-      carry = given ? widen(element<S>(d.dc_n, final_state)) : T{};
+      carry = given ? widen(elements<const S>(d.dc_n)[final_state]) : T{};
     }
     T dpre[Cell::kPre];
     Cell::backward(kept.saved, kept.prev, dh, carry, dpre);
@@ -221,10 +207,10 @@ struct PreGradients {
     for (int p = 0; p < Cell::kPre; ++p) {
       const std::int64_t at = (row * G + Cell::order(p)) * H + unit;
       if (p < G) {
-        static_cast<S*>(d.dgates_x)[at] = of[p];
+        elements<S>(d.dgates_x)[at] = of[p];
       }
       if (Cell::kPre != G && p >= Cell::kRecurrent) {
-        static_cast<S*>(d.dgates_h)[at] = of[p];
+        elements<S>(d.dgates_h)[at] = of[p];
       }
     }
   }
@@ -235,10 +221,10 @@ template <class Cell, class S, class T>
 __device__ __forceinline__ void store_initial(const PersistentBackwardDirection& d, std::int64_t at,
                                               T passed, T carry) {
   if (d.dh0 != nullptr) {
-    static_cast<S*>(d.dh0)[at] = narrow<S>(Cell::kStateIsHidden ? passed + carry : passed);
+    elements<S>(d.dh0)[at] = narrow<S>(Cell::kStateIsHidden ? passed + carry : passed);
   }
   if (Cell::kHasCell && d.dc0 != nullptr) {
-    static_cast<S*>(d.dc0)[at] = narrow<S>(carry);
+    elements<S>(d.dc0)[at] = narrow<S>(carry);
   }
 }
 

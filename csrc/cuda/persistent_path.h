@@ -41,11 +41,12 @@ inline Planned planned(const PlanProblem& problem) {
 
 class PersistentPath : public Stepwise {
  public:
-  using Stepwise::Stepwise;
+  PersistentPath(CellKind cell, const Operands& in, bool reverse)
+      : Stepwise(cell, in, reverse), tf32_(tf32_is_allowed()) {}
 
-  std::optional<Plan> plan(bool backward) const {
-    return planned({cell_, checked_dtype(in_.x), tf32_is_allowed(), backward, steps_.T, in_.N,
-                    in_.H, in_.P, 1})
+  std::optional<Plan> plan(bool backward, bool training) const {
+    return planned({cell_, checked_dtype(in_.x), tf32_, backward, training, steps_.T, in_.N, in_.H,
+                    in_.P, 1})
         .plan;
   }
 
@@ -59,6 +60,7 @@ class PersistentPath : public Stepwise {
 
     PersistentForward scan{};
     PersistentForwardDirection& d = scan.direction[0];
+    d.b_ih = read(in_.b_ih), d.b_hh = read(in_.b_hh);
     d.gates = gates.data_ptr();
     d.extra = training && has_extra() ? at(all, real_, rows_ * columns_) : nullptr;
     d.y = out[0].data_ptr();
@@ -76,13 +78,9 @@ class PersistentPath : public Stepwise {
 
   std::array<Tensor, 8> backward(const Plan& plan, const Incoming& given) const {
     std::array<Tensor, 8> out = given.room(in_);
-    const bool lstm = cell_ == CellKind::kLstm, gru = cell_ == CellKind::kGru;
+    const bool gru = cell_ == CellKind::kGru;
     const Tensor dgates_x = in_.empty({rows_, columns_});
     const Tensor dgates_h = gru ? in_.empty({rows_, columns_}) : dgates_x;
-    const auto state = [&](const Tensor& wanted) {
-      return wanted.numel() > 0 ? wanted : in_.empty({in_.N, in_.H});
-    };
-    const Tensor dh0 = state(out[1]), dc0 = lstm ? state(out[2]) : dh0;
 
     PersistentBackward scan{};
     PersistentBackwardDirection& d = scan.direction[0];
@@ -92,8 +90,8 @@ class PersistentPath : public Stepwise {
     d.dy = read(given.dy), d.dh_n = read(given.dh_n), d.dc_n = read(given.dc_n);
     d.dgates_x = dgates_x.data_ptr();
     d.dgates_h = gru ? dgates_h.data_ptr() : nullptr;
-    d.dh0 = dh0.data_ptr();
-    d.dc0 = lstm ? dc0.data_ptr() : nullptr;
+    d.dh0 = write(out[1]);
+    d.dc0 = cell_ == CellKind::kLstm ? write(out[2]) : nullptr;
     const std::array<Tensor, 2> memory = fill(scan, plan, true);
     launch_persistent_backward(scan, stream_);
     const Tensor none = in_.empty({0, 0});
@@ -108,14 +106,13 @@ class PersistentPath : public Stepwise {
   std::array<Tensor, 2> fill(Scan& scan, const Plan& plan, bool backward) const {
     scan.cell = cell_;
     scan.dtype = checked_dtype(in_.x);
-    scan.tf32 = tf32_is_allowed();
+    scan.tf32 = tf32_;
     scan.T = steps_.T, scan.N = in_.N, scan.H = in_.H;
     scan.directions = 1;
     scan.plan = plan;
     PersistentDirection& d = scan.direction[0];
     d.reverse = reverse_;
     d.w_hh = in_.w_hh.const_data_ptr();
-    d.b_ih = read(in_.b_ih), d.b_hh = read(in_.b_hh);
     d.h0 = in_.h0.const_data_ptr();
     d.c0 = cell_ == CellKind::kLstm ? read(in_.c0) : nullptr;
 
@@ -145,18 +142,25 @@ class PersistentPath : public Stepwise {
     launch_write_lengths(host.data(), in_.N, static_cast<std::int32_t*>(out.data_ptr()), stream_);
     return out;
   }
+
+  const bool tf32_;  // as it is when the op begins: plan and kernel have to agree
 };
 
-// What the ops run: one launch for all steps where there is a plan, or else step by step.
+// What the ops run: one launch for all steps where there is a plan and the device has room for it, or
+// else step by step.
 struct Cuda {
   static std::array<Tensor, 5> forward(CellKind cell, const Operands& in, bool reverse,
                                        bool training, bool every_c) {
     const DeviceGuard guard(in.x);
     PersistentPath problem(cell, in, reverse);
-    const std::optional<Plan> plan = problem.plan(false);
-    return plan.has_value() && (training || !every_c)
-               ? problem.forward(*plan, training, every_c)
-               : problem.Stepwise::forward(training, every_c);
+    const std::optional<Plan> plan = problem.plan(false, training);
+    if (plan.has_value() && (training || !every_c)) {
+      try {
+        return problem.forward(*plan, training, every_c);
+      } catch (const LaunchRefused&) {  // the input product, all that was made, is made again
+      }
+    }
+    return problem.Stepwise::forward(training, every_c);
   }
 
   static std::array<Tensor, 8> backward(CellKind cell, const Operands& in, bool reverse,
@@ -164,20 +168,26 @@ struct Cuda {
     const DeviceGuard guard(in.x);
     PersistentPath problem(cell, in, reverse);
     in.check_saved(given.saved, problem.saved_elements());
-    const std::optional<Plan> plan = problem.plan(true);
+    const std::optional<Plan> plan = problem.plan(true, true);
     // A gradient of every step's c is the stepwise path's business.
-    return plan.has_value() && !given.dc.has_value() ? problem.backward(*plan, given)
-                                                     : problem.Stepwise::backward(given);
+    if (plan.has_value() && !given.dc.has_value()) {
+      try {
+        return problem.backward(*plan, given);
+      } catch (const LaunchRefused&) {  // nothing has run
+      }
+    }
+    return problem.Stepwise::backward(given);
   }
 };
 
 // The ops beside the scans. `like` tells the device and the dtype; the answer is the plan in words,
 // or why the scan goes step by step.
 inline std::string persistent_plan(Tensor like, std::string cell, std::int64_t T, std::int64_t N,
-                                   std::int64_t H, std::int64_t P, bool backward) {
+                                   std::int64_t H, std::int64_t P, bool backward, bool training) {
   const DeviceGuard guard(like);
-  const PlanProblem problem{
-      checked_cell(cell), checked_dtype(like), tf32_is_allowed(), backward, T, N, H, P, 1};
+  const CellKind kind = checked_cell(cell);
+  const Dtype dtype = checked_dtype(like);
+  const PlanProblem problem{kind, dtype, tf32_is_allowed(), backward, training, T, N, H, P, 1};
   const Planned found = planned(problem);
   return found.plan.has_value() ? "persistent, " + describe(problem, *found.plan)
                                 : "step by step: " + found.reason;
@@ -187,7 +197,7 @@ inline std::string persistent_plan(Tensor like, std::string cell, std::int64_t T
 inline Tensor persistent_floor(Tensor like, std::string cell, std::int64_t T, std::int64_t N,
                                std::int64_t H, bool exchange, bool products) {
   const DeviceGuard guard(like);
-  const PlanProblem problem{checked_cell(cell), Dtype::kHalf, false, false, T, N, H, 0, 1};
+  const PlanProblem problem{checked_cell(cell), Dtype::kHalf, false, false, true, T, N, H, 0, 1};
   const Planned found = make_plan(problem, device_facts());
   STD_TORCH_CHECK(found.plan.has_value(), "fused_rnn: there is no floor: ", found.reason);
   const Plan& plan = *found.plan;
@@ -195,7 +205,11 @@ inline Tensor persistent_floor(Tensor like, std::string cell, std::int64_t T, st
       scratch_layout(false, problem.cell, problem.dtype, H, 1, kShapes[plan.shape], plan).bytes;
   Tensor scratch =
       torch::stable::new_zeros(like, Sizes{bytes}, torch::headeronly::ScalarType::Byte);
-  launch_floor({T, H, exchange, products, write(scratch), plan}, current_stream(like));
+  Tensor weights =
+      torch::stable::new_zeros(like, Sizes{plan.blocks * kShapes[plan.shape].rows(), H},
+                               torch::headeronly::ScalarType::Half);
+  launch_floor({T, H, exchange, products, write(scratch), write(weights), plan},
+               current_stream(like));
   return scratch;
 }
 
@@ -204,7 +218,9 @@ inline bool persistent_tf32(bool allowed) { return tf32_is_allowed().exchange(al
 
 template <class Library>
 void define_persistent_ops(Library& m) {
-  m.def("persistent_plan(Tensor like, str cell, int T, int N, int H, int P, bool backward) -> str");
+  m.def(
+      "persistent_plan(Tensor like, str cell, int T, int N, int H, int P, bool backward, bool "
+      "training=False) -> str");
   m.def("persistent_tf32(bool allowed) -> bool");
   m.def(
       "persistent_floor(Tensor like, str cell, int T, int N, int H, bool exchange, bool products) "

@@ -17,7 +17,7 @@ namespace fused_rnn {
 namespace cuda {
 
 struct DeviceFacts {
-  int capability = 0;             // 90: 9.0
+  int capability = 0;             // 90: 9.0; of the device and of the code that runs there
   int sms = 0;                    // that this process may use
   std::int64_t shared_bytes = 0;  // that a block may have
   bool cooperative = false;       // all blocks of a launch can be held on the device at once
@@ -28,6 +28,7 @@ struct PlanProblem {
   CellKind cell;
   Dtype dtype;
   bool tf32, backward;
+  bool training;  // forward: keeps all gates anyway
   std::int64_t T, N, H, P;
   int directions;
 };
@@ -52,6 +53,9 @@ constexpr double kGates = 0.15, kGatesOfAPair = 0.06;
 constexpr double kTwoLaunches = 6.0;
 constexpr double kHalfProducts = 2.5e8, kTf32Products = 1.2e8, kFloatProducts = 2.5e7;
 constexpr std::int64_t kMostChunks = 1024;
+// Of an inference, for the input products of all steps at once, which step by step are made for some
+// steps at a time.
+constexpr double kMostProductBytes = 1024.0 * 1024 * 1024;
 
 inline bool by_mma(const PlanProblem& p) { return p.dtype != Dtype::kFloat || p.tf32; }
 
@@ -64,7 +68,7 @@ inline SharedLayout layout(const PlanProblem& p, const Plan& plan) {
   const Shape shape = kShapes[plan.shape];
   const int bytes = element_bytes_of(p.dtype);
   const std::int64_t depth = slice_depth(p.backward, p.cell, p.H, plan);
-  return shared_layout({shape, by_mma(p), bytes, depth, plan.units, plan.chunks,
+  return shared_layout({p.backward, shape, by_mma(p), bytes, depth, plan.units, plan.chunks,
                         exchange_bytes(p.backward, plan.meeting(), shape, bytes, depth, plan.units,
                                        plan.cluster, plan.chunks)});
 }
@@ -211,13 +215,28 @@ inline std::string refusal(const PlanProblem& p, const DeviceFacts& device) {
     return "this device has no cooperative launch, so that blocks might wait for one that never "
            "ran";
   }
-  if (p.N == 0) {
+  if (p.N <= 0) {
     return "there is no sequence";
+  }
+  if (p.H <= 0) {
+    return "there is no hidden unit";
+  }
+  // Kernels count sequences, and the columns of their last chunk, in ints.
+  if (p.N >= (std::int64_t{1} << 31) - 16) {
+    return "more sequences than a kernel can count";
   }
   if (p.T < 2) {
     return "a single step has nothing to keep on the chip for the next one";
   }
-  return p.T < (std::int64_t{1} << 31) - 2 ? "" : "more steps than a flag can count";
+  if (p.T >= (std::int64_t{1} << 31) - 2) {
+    return "more steps than a flag can count";
+  }
+  const double products = 4.0 * static_cast<double>(p.T) * static_cast<double>(p.N) *
+                          static_cast<double>(p.H) * gate_count(p.cell);
+  if (!p.backward && !p.training && products > kMostProductBytes) {
+    return "the input products of all steps at once would take an inference " + size(products);
+  }
+  return "";
 }
 
 // Why nothing fits.

@@ -126,12 +126,13 @@ __device__ __forceinline__ void store_for_member(E* to, E value) {
   *to = value;
 }
 
+// Not .aligned: a warp's threads may come from different branches.
 __device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+  asm volatile("barrier.cluster.arrive.release;" : : : "memory");
 }
 
 __device__ __forceinline__ void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
+  asm volatile("barrier.cluster.wait.acquire;" : : : "memory");
 }
 #endif
 

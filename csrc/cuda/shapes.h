@@ -38,13 +38,12 @@ struct Shape {
 // Few rows make many blocks, for small batches; many rows make a group that fits in one cluster.
 #define FUSED_RNN_SHAPES(X) \
   X(0, 1, 8, 1, 8, 16)      \
-  X(1, 1, 8, 1, 16, 16)     \
-  X(2, 1, 8, 2, 8, 16)      \
-  X(3, 1, 8, 2, 16, 16)     \
-  X(4, 1, 8, 3, 16, 24)     \
-  X(5, 1, 8, 4, 16, 32)     \
-  X(6, 2, 4, 4, 16, 32)     \
-  X(7, 4, 2, 4, 16, 32)
+  X(1, 1, 8, 2, 8, 16)      \
+  X(2, 1, 8, 2, 16, 16)     \
+  X(3, 1, 8, 3, 16, 24)     \
+  X(4, 1, 8, 4, 16, 32)     \
+  X(5, 2, 4, 4, 16, 32)     \
+  X(6, 4, 2, 4, 16, 32)
 
 constexpr Shape kShapes[] = {
 #define FUSED_RNN_SHAPE(index, ...) {__VA_ARGS__},
@@ -73,11 +72,11 @@ constexpr bool is_compiled(bool backward, Meeting meeting, int shape) {
   };
   switch (meeting) {
     case Meeting::kMemory:
-      return backward ? one_of({0, 3}) : one_of({2, 3, 4, 5});
+      return backward ? one_of({0, 2}) : one_of({1, 2, 3, 4});
     case Meeting::kCluster:
-      return backward ? one_of({5, 6, 7}) : one_of({3, 5, 6, 7});
+      return backward ? one_of({4, 5, 6}) : one_of({2, 4, 5, 6});
     case Meeting::kClusters:
-      return backward && one_of({3, 5, 6});
+      return backward && one_of({2, 4, 5});
   }
   return false;
 }
@@ -110,13 +109,14 @@ FUSED_RNN_INLINE constexpr std::int64_t padded_depth(Shape s, std::int64_t depth
 struct SharedLayout {
   std::int64_t weights;   // [warp][fragment beyond the registers'][lane][16 bytes]
   std::int64_t partials;  // [warps_k][rows][columns]        float
-  std::int64_t biases;    // [2][4 * units]                   float: b_ih, b_hh
+  std::int64_t biases;    // [pre-activations][units]        float: forward's, 4 at the most
   std::int64_t states;    // [chunks][units][columns]         float: c, h or a carried gradient
   std::int64_t exchange;  // what other members of the cluster write: exchange_bytes()
   std::int64_t bytes;     // of all
 };
 
 struct SharedNeeds {
+  bool backward;
   Shape shape;
   bool registers;  // products by MMA: plain float keeps no fragments in registers
   int element_bytes;
@@ -138,7 +138,7 @@ FUSED_RNN_INLINE constexpr SharedLayout shared_layout(SharedNeeds n) {
   l.weights = 0;
   l.partials = l.weights + s.warps() * in_memory * kFragmentBytes;
   l.biases = l.partials + std::int64_t{4} * s.warps_k * s.rows() * s.columns;
-  l.states = l.biases + aligned(std::int64_t{4} * 2 * 4 * n.units);
+  l.states = l.biases + (n.backward ? 0 : aligned(std::int64_t{4} * 4 * n.units));
   l.exchange = l.states + aligned(std::int64_t{4} * n.chunks * n.units * s.columns);
   l.bytes = l.exchange + aligned(n.exchange_bytes);
   return l;

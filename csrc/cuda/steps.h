@@ -6,6 +6,8 @@
 // alias another, except where it says so.
 #pragma once
 
+#include <stdexcept>
+
 #include "scan.h"
 
 namespace fused_rnn {
@@ -64,6 +66,11 @@ struct HiddenStep {
 };
 
 using Stream = void*;  // a cudaStream_t
+
+// Blocks that have to be there together do not fit on the device, or not now; nothing has run.
+struct LaunchRefused : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 // Throw std::runtime_error where the launch fails. No work where N == 0.
 void launch_forward_step(const ForwardStep& step, Stream stream);

@@ -70,9 +70,15 @@ def plan(problem: Problem) -> str | None:
     _tell_tf32(like)
     sizes = (problem.T, problem.N, problem.H, problem.P)
     forward, backward = (
-        torch.ops.fused_rnn.persistent_plan(like, problem.cell, *sizes, backward)
+        torch.ops.fused_rnn.persistent_plan(like, problem.cell, *sizes, backward, problem.training)
         for backward in (False, True)
     )
+    if problem.states and problem.cell == "lstm":
+        # A persistent inference keeps the last c alone, and no backward takes the others' gradient.
+        if not problem.training and forward.startswith("persistent"):
+            return "step by step: no persistent kernel keeps every step's c in inference"
+        if backward.startswith("persistent"):
+            backward += "; step by step where every step's c has a gradient"
     if not problem.training or forward == backward:
         return forward
     return f"forward {forward}; backward {backward}"

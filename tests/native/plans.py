@@ -45,6 +45,7 @@ class Problem(NamedTuple):
     N: int = 16
     T: int = 1024
     backward: bool = False
+    training: bool = True
     tf32: bool = False
     P: int = 0
     directions: int = 1
@@ -56,6 +57,7 @@ class _Problem(ctypes.Structure):
         ("dtype", ctypes.c_int),
         ("tf32", ctypes.c_bool),
         ("backward", ctypes.c_bool),
+        ("training", ctypes.c_bool),
         *((name, ctypes.c_int64) for name in "TNHP"),
         ("directions", ctypes.c_int),
     )
@@ -104,8 +106,8 @@ def plan(problem: Problem, device: Device) -> Answer:
     """Return the plan, or with ``found`` 0 the reason why there is none."""
     p = problem
     given = _Problem(
-        CELLS.index(p.cell), DTYPES.index(p.dtype), p.tf32, p.backward, p.T, p.N, p.H, p.P,
-        p.directions,
+        CELLS.index(p.cell), DTYPES.index(p.dtype), p.tf32, p.backward, p.training, p.T, p.N, p.H,
+        p.P, p.directions,
     )  # fmt: skip
     facts = _Device(
         device.capability, device.sms, device.shared_bytes, device.cooperative,

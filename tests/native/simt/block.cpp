@@ -306,10 +306,37 @@ void Block::publish() {
   };
   for (const Pending& p : pending_) {
     if (ordered(p)) {
+      const Block* const member = member_with(p.to);
+      if (member != nullptr && member->has_left()) {
+        fail("it writes to block " + text(member->index_) + " of its cluster, which has left");
+      }
       std::memcpy(p.to, p.bytes, p.size);
     }
   }
   pending_.erase(std::remove_if(pending_.begin(), pending_.end(), ordered), pending_.end());
+}
+
+void Block::check_last_writes() const {
+  for (const Pending& p : pending_) {
+    const Block* const member = member_with(p.to);
+    if (member != nullptr && member != this) {
+      fail("it has written to block " + text(member->index_) +
+           " of its cluster, which may have left: they have not met since");
+    }
+  }
+}
+
+// Null where the memory is no block's.
+const Block* Block::member_with(const void* memory) const {
+  const auto* const byte = static_cast<const unsigned char*>(memory);
+  const std::less<> before;
+  for (const Block* const b : cluster_) {
+    const unsigned char* const begin = b->shared_.data();
+    if (!before(byte, begin) && before(byte, begin + b->shared_.size())) {
+      return b;
+    }
+  }
+  return nullptr;
 }
 
 }  // namespace simt

@@ -95,6 +95,8 @@ class Block {
   std::string waits_in_vain() const;
   // Whether shared memory was written beyond its end, where no sanitizer says so.
   bool has_strayed() { return !is_poisoned({shared_.data() + launch_.shared_bytes, kGuard}); }
+  // That nothing is left which a member of the cluster might have to be there for.
+  void check_last_writes() const;
   // Ends the threads that wait, and throws what one of them has thrown, if one has.
   void end();
 
@@ -138,6 +140,7 @@ class Block {
   void exchange(std::size_t first, const WarpCall& call);
   bool release_barrier();
   bool cluster_has_arrived(unsigned times) const;
+  const Block* member_with(const void* memory) const;
 
 #if defined(SIMT_ADDRESS_SANITIZER)
   static constexpr std::size_t kGuard = 0;

@@ -31,6 +31,7 @@ void check(const Launch& l) {
 }
 
 std::uint64_t order_of_all = 0;
+bool refuses_all = false;
 
 struct LastLaunch {
   unsigned extents[6];
@@ -67,6 +68,7 @@ void take_turns(const Launch& launch, const Blocks& blocks, Order& order) {
     if (b->has_strayed()) {
       b->fail("it has written beyond its shared memory");
     }
+    b->check_last_writes();
   }
 }
 
@@ -118,6 +120,8 @@ void run(const Launch& launch, const std::function<void()>& thread) {
   }
 }
 
+bool refuses() { return refuses_all; }
+
 void* dynamic_shared() { return block->shared(); }
 
 void block_barrier(int line) { block->wait(Thread::kAtBarrier, line); }
@@ -167,8 +171,15 @@ std::uint64_t warp_meeting(const WarpCall& call) {
 
 }  // namespace simt
 
+void __trap() { simt::block->fail("the kernel has trapped"); }
+
 extern "C" __attribute__((visibility("default"))) void simt_set_order(std::uint64_t order) {
   simt::order_of_all = order;
+}
+
+// Whether to refuse launches of blocks that have to be there together.
+extern "C" __attribute__((visibility("default"))) void simt_refuse(int all) {
+  simt::refuses_all = all != 0;
 }
 
 // Grid and block of the last launch since the last such question; whether there was one.

@@ -30,8 +30,8 @@ PersistentBackward scan_of(const Numbers& n) {
   plan.blocks = static_cast<int>(n.blocks), plan.cluster = static_cast<int>(n.cluster);
   plan.columns = kShapes[n.shape].columns, plan.chunks = static_cast<int>(n.chunks);
   plan.groups = static_cast<int>(n.groups);
-  const PlanProblem problem{scan.cell, scan.dtype, scan.tf32, true,           n.T,
-                            n.N,       n.H,        0,         scan.directions};
+  const PlanProblem problem{scan.cell, scan.dtype, scan.tf32, true, true,
+                            n.T,       n.N,        n.H,       0,    scan.directions};
   plan.shared_bytes = planning::layout(problem, plan).bytes;
   return scan;
 }

@@ -32,7 +32,7 @@ PersistentForward scan_of(const Numbers& n) {
   plan.groups = static_cast<int>(n.groups);
   const int bytes = element_bytes_of(scan.dtype);
   const bool by_mma = scan.dtype != Dtype::kFloat || scan.tf32;
-  plan.shared_bytes = shared_layout({shape, by_mma, bytes, n.H, plan.units, plan.chunks,
+  plan.shared_bytes = shared_layout({false, shape, by_mma, bytes, n.H, plan.units, plan.chunks,
                                      exchange_bytes(false, plan.meeting(), shape, bytes, n.H,
                                                     plan.units, plan.cluster, plan.chunks)})
                           .bytes;

@@ -18,7 +18,10 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <type_traits>
+
+#include "cuda/steps.h"
 
 #define __global__
 #define __device__
@@ -70,6 +73,7 @@ struct WarpCall {
 };
 
 void run(const Launch& launch, const std::function<void()>& thread);
+bool refuses();  // blocks that have to be there together, as a test has asked
 void* dynamic_shared();
 void block_barrier(int line);
 std::uint64_t warp_meeting(const WarpCall& call);
@@ -100,6 +104,9 @@ T shuffle(const char* name, int line, unsigned mask, T value, int source) {
 inline int group(int width) { return lane() & ~(width - 1); }
 
 }  // namespace simt
+
+// Ends the launch with an error, as on a GPU.
+[[noreturn]] void __trap();
 
 inline void __syncthreads(int line = __builtin_LINE()) { simt::block_barrier(line); }
 
@@ -155,6 +162,9 @@ T* dynamic_shared() {
 template <class... Params>
 void launch_together(void (*kernel)(Params...), const char* name, Together together, dim3 grid,
                      dim3 block, std::size_t shared_bytes, void*, Params... arguments) {
+  if (simt::refuses()) {
+    throw LaunchRefused(std::string(name) + ": there is no room");
+  }
   simt::run({name, grid, block, shared_bytes, together.cooperative, together.cluster},
             [&] { kernel(arguments...); });
 }

@@ -196,16 +196,35 @@ __global__ void meet(const float*, float* out) {
 __global__ void nobody_answers(const float*, float*) { ptx::acquire(&flags[blockIdx.x], 1); }
 
 // Each member writes its number into the next one's shared memory.
-template <bool kWait>
-__global__ void neighbours(const float*, float* out) {
+__device__ __forceinline__ float* tell_neighbour() {
   float* const mine = dynamic_shared<float>() + threadIdx.x;
   const unsigned next = (blockIdx.x + 1) % 2;
   ptx::store_for_member(ptx::of_member(mine, next), static_cast<float>(blockIdx.x));
+  return mine;
+}
+
+template <bool kWait>
+__global__ void neighbours(const float*, float* out) {
+  const float* const mine = tell_neighbour();
   ptx::cluster_arrive();
   if (kWait) {
     ptx::cluster_wait();
   }
   out[thread_in_grid()] = *mine;
+  if (!kWait) {
+    ptx::cluster_wait();
+  }
+}
+
+__global__ void leaves_early(const float*, float*) {
+  tell_neighbour();
+  ptx::cluster_arrive();
+}
+
+__global__ void writes_late(const float*, float*) {
+  ptx::cluster_arrive();
+  ptx::cluster_wait();
+  tell_neighbour();
 }
 
 __global__ void arrives_twice(const float*, float*) {
@@ -305,6 +324,8 @@ const std::map<std::string, Toy> kToys = {
     {"meet_apart", {meet, 4}},
     {"neighbours", {neighbours<true>, 4, kToyBlock, kPairs}},
     {"neighbours_without_wait", {neighbours<false>, 4, kToyBlock, kPairs}},
+    {"leaves_early", {leaves_early, 2, kToyBlock, kPairs}},
+    {"writes_late", {writes_late, 2, kToyBlock, kPairs}},
     {"arrives_twice", {arrives_twice, 2, kToyBlock, kPairs}},
     {"has_not_arrived", {has_not_arrived, 2, kToyBlock, kPairs}},
     {"one_stays_away", {one_stays_away, 2, kToyBlock, kPairs}},
