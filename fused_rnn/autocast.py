@@ -35,7 +35,9 @@ def recast(
     """Do as ``run`` does, :func:`fused_rnn.stack.run_stack` or the like, in autocast's dtype."""
     kind = x.device.type
     floating = all(t is None or t.dtype in _CAST for t in chain((x, h0, c0), *rows))
-    if not floating or not torch.is_autocast_enabled(kind):
+    # Autocast raises when asked about a device that it does not know, such as meta.
+    known = torch.amp.is_autocast_available(kind)
+    if not floating or not known or not torch.is_autocast_enabled(kind):
         return run(stack, x, h0, c0, rows, *others)
     dtype, kept = torch.get_autocast_dtype(kind), [_or_float(h0), _or_float(c0)]
     x, h0, c0 = (t if t is None else t.to(dtype) for t in (x, h0, c0))

@@ -41,7 +41,7 @@ def scan(
         - y: (T, N, R), or (rows, R) for packed data
         - h_n: (N, R), c_n: (N, H), or None for a cell without cell state
     """
-    if backend is reference:
+    if backend is reference and not (recompute and _by_hand()):
         return reference.forward(cell, inputs, batch_sizes, reverse, True)[:3]
     if torch.is_grad_enabled():
         for t in inputs:
@@ -64,9 +64,10 @@ def scan_states(
     Shape:
         - c: (T, N, H), or (rows, H) for packed data
     """
-    if backend is reference:
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    if backend is reference and not (training and recompute and _by_hand()):
         return reference.scan_states(cell, inputs, batch_sizes, reverse)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    if training:
         return _ScanStates.apply(backend, cell, batch_sizes, reverse, recompute, *inputs)
     y, h_n, c_n, _, c = backend.scan_states(cell, inputs, batch_sizes, reverse, False)
     return y, h_n, c_n, c
@@ -88,6 +89,11 @@ def step(
         return _Step.apply(backend, cell, x, *others)
     _, h, c, _ = backend.forward(cell, Inputs(x, *others), None, False, False)
     return h, c
+
+
+def _by_hand() -> bool:
+    """Return whether nothing is active that the nodes below have no rule for."""
+    return transforms.active() in (None, transforms.AUTOCAST)
 
 
 class _Scan(torch.autograd.Function):
@@ -128,9 +134,11 @@ class _ScanStates(torch.autograd.Function):
         recompute: bool,
         *inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        y, h_n, c_n, saved, c = backend.scan_states(
-            cell, Inputs(*inputs), batch_sizes, reverse, not recompute
-        )
+        scan = cell, Inputs(*inputs), batch_sizes, reverse
+        if backend is reference:
+            (y, h_n, c_n, c), saved = reference.scan_states(*scan), ()
+        else:
+            y, h_n, c_n, saved, c = backend.scan_states(*scan, not recompute)
         ctx.save_for_backward(*inputs, y, *(() if recompute else saved))
         ctx.set_materialize_grads(False)
         ctx.scan = backend, cell, batch_sizes, reverse, recompute
@@ -182,7 +190,7 @@ def _backward(
     tensors = ctx.saved_tensors
     inputs, y, saved = Inputs(*tensors[:8]), tensors[8], tensors[9:]
     active = transforms.active()
-    if torch.is_grad_enabled() or active not in (None, transforms.AUTOCAST):
+    if torch.is_grad_enabled() or not _by_hand():
         backend = reference
     # Gradients of sums and of slices come expanded or strided; kernels take them dense.
     dy, dh_n, dc_n = (d if d is None else d.contiguous() for d in (dy, dh_n, dc_n))

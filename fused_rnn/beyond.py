@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
+from fused_rnn.backends import transforms
 from fused_rnn.gates import gates_of_layers
 from fused_rnn.options import Options
 from fused_rnn.stack import outside_the_graph, run_cell
@@ -65,7 +67,8 @@ class Beyond(nn.RNNBase):
         r"""Run all layers for one step: for input that arrives, or is generated, step by step.
 
         The weights are those of the sequence call, and its results are these, step by step. Between
-        layers dropout is applied in training mode, with a fresh mask for each step.
+        layers dropout is applied in training mode, with a fresh mask for each step. Forward hooks
+        do not fire.
 
         Args:
             input: one step of the input
@@ -99,15 +102,17 @@ class Beyond(nn.RNNBase):
         if rank not in (1, 2):
             raise ValueError(f"step: input should be 1-D or 2-D, got {rank}-D")
         if state is None and self.learn_initial_state:
-            state = self._learned_for(None if rank == 1 else len(input))
+            state = self._learned_for(None if rank == 1 else input.shape[0])
         result = None
-        # A projection has no kernel for a single step.
-        if not self.proj_size and not torch.compiler.is_compiling():
+        # A projection has no kernel for a single step, and autocast's dtypes are a layer's.
+        cells = not self.proj_size and not torch.compiler.is_compiling()
+        if cells and transforms.active() != transforms.AUTOCAST:
             result = self._step_by_cells(input, state)
         if result is not None:
             return result
         time = 1 if self.batch_first and rank == 2 else 0
-        output, state = self(input.unsqueeze(time), state)
+        # Not a call of the module: its hooks would fire for some steps and not for others.
+        output, state = self.forward(input.unsqueeze(time), state)
         return output.squeeze(time), state
 
     def _step_by_cells(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
@@ -117,6 +122,8 @@ class Beyond(nn.RNNBase):
             return None
         (h0, c0), lstm, layers = given, self.mode == "LSTM", self.num_layers
         batched = x.dim() == 2
+        if any(s is not None and s.dim() != x.dim() + 1 for s in given):
+            return None
         if not batched:
             x, h0, c0 = (t if t is None else t.unsqueeze(-2) for t in (x, h0, c0))
         if h0 is None:
@@ -180,7 +187,7 @@ class Beyond(nn.RNNBase):
         """
         if torch.compiler.is_compiling():
             again = partial(self.gates, lengths=lengths, resets=resets)
-            return outside_the_graph(again, input, hx)
+            return _outside_the_graph(again, input, hx)
         if not isinstance(input, Tensor):
             raise TypeError(f"gates: input should be a tensor, got: {type(input).__name__}")
         if hx is None and self.learn_initial_state:
@@ -207,7 +214,7 @@ class Beyond(nn.RNNBase):
     ) -> tuple[Any, ...]:
         asked = lengths is not None or resets is not None or return_states
         if torch.compiler.is_compiling():
-            return outside_the_graph(
+            return _outside_the_graph(
                 self._forward_with_options, input, hx, lengths, resets, return_states
             )
         packed = isinstance(input, PackedSequence)
@@ -261,7 +268,14 @@ class Beyond(nn.RNNBase):
 
     def _learned_for(self, n: int | None) -> Any:
         h, c = (
-            s if s is None else s.squeeze(1) if n is None else s.expand(-1, n, -1)
+            # Dense, as cuDNN wants it where torch.nn's own forward runs.
+            s if s is None else s.squeeze(1) if n is None else s.expand(-1, n, -1).contiguous()
             for s in self._initial()
         )
         return h if c is None else (h, c)
+
+
+def _outside_the_graph(run: Callable[..., Any], *args: Any) -> Any:
+    if torch.compiler.is_exporting():  # to one graph, which cannot be broken
+        raise RuntimeError("lengths, resets, return_states and gates cannot be exported")
+    return outside_the_graph(run, *args)

@@ -42,8 +42,12 @@ _WHEN_RUN = ""
 
 _OPERANDS = (
     "str backend, str cell, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, "
-    "Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, Tensor? batch_sizes, bool reverse"
+    "Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, bool reverse"
 )
+# y, h_n, c_n and what is saved.
+Results = tuple[Tensor, Tensor, Tensor, list[Tensor]]
+# Where a node has to be made of torch's own operators when it runs.
+_DIFFERENTIATED = transforms.ONLY_REFERENCE | {transforms.TORCH_FUNC}
 # c_n, and a gradient that nobody needs, are empty where there is none.
 torch.library.define(
     "fused_rnn::scan",
@@ -116,29 +120,28 @@ def scan(
     """Run one layer in one direction in a graph; see :func:`fused_rnn.autograd.scan`.
 
     Args:
+        batch_sizes: None, as graphs know nothing of packed data
         keep: whether to save for a backward if there may be one
     """
     if transforms.active() in transforms.ONLY_REFERENCE:
-        return reference.forward(cell, inputs, batch_sizes, reverse, True)[:3]
+        return reference.forward(cell, inputs, None, reverse, True)[:3]
     training = (
         keep
         and backend != _WHEN_RUN
         and torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in inputs)
     )
-    y, h_n, c_n, _ = torch.ops.fused_rnn.scan(
-        backend, cell, *inputs, batch_sizes, reverse, training
-    )
+    y, h_n, c_n, _ = torch.ops.fused_rnn.scan(backend, cell, *inputs, reverse, training)
     return y, h_n, c_n if CELLS[cell].has_cell_state else None
 
 
-def _find(name: str, cell: str, inputs: Inputs, ragged: bool, training: bool) -> Backend:
+def _find(name: str, cell: str, inputs: Inputs, training: bool) -> Backend:
     if name != _WHEN_RUN:
         return BACKENDS[name]
     x, (n, r), h = inputs.x, inputs.h0.shape, inputs.w_hh.shape[0] // CELLS[cell].gates
     p = 0 if inputs.w_hr is None else r
     problem = Problem(
-        cell, x.device, x.dtype, x.shape[0], n, x.shape[-1], h, p, ragged, training, None
+        cell, x.device, x.dtype, x.shape[0], n, x.shape[-1], h, p, False, training, None
     )
     return select(problem).backend or reference
 
@@ -147,36 +150,34 @@ def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t if t is None else t.contiguous() for t in tensors]
 
 
-@torch.library.impl("fused_rnn::scan", "CompositeExplicitAutograd")
-def _scan(
-    name: str,
-    cell: str,
-    *operands: Any,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    *inputs, batch_sizes, reverse, training = operands
+def _scan(name: str, cell: str, *operands: Any) -> Results:
+    *inputs, reverse, training = operands
     inputs = Inputs(*_dense(*inputs))
-    backend = _find(name, cell, inputs, batch_sizes is not None, training)
-    y, h_n, c_n, saved = backend.forward(cell, inputs, batch_sizes, reverse, training)
+    backend = _find(name, cell, inputs, training)
+    y, h_n, c_n, saved = backend.forward(cell, inputs, None, reverse, training)
     return y, h_n, inputs.x.new_empty(0) if c_n is None else c_n, list(saved) if training else []
 
 
-@torch.library.impl("fused_rnn::scan_backward", "CompositeExplicitAutograd")
 def _scan_backward(name: str, cell: str, *operands: Any) -> tuple[Tensor, ...]:
-    *inputs, batch_sizes, reverse, y, saved, dy, dh_n, dc_n, needs = operands
+    *inputs, reverse, y, saved, dy, dh_n, dc_n, needs = operands
     inputs = Inputs(*_dense(*inputs))
     y, dy, dh_n, dc_n = _dense(y, dy, dh_n, dc_n)
-    backend = _find(name, cell, inputs, batch_sizes is not None, True)
+    backend = _find(name, cell, inputs, True)
     if not saved and backend is not reference:  # which saves nothing ever
-        saved = backend.forward(cell, inputs, batch_sizes, reverse, True)[3]
+        saved = backend.forward(cell, inputs, None, reverse, True)[3]
     gradients = backend.backward(
-        cell, inputs, batch_sizes, reverse, y, tuple(saved), dy, dh_n, dc_n, tuple(needs)
+        cell, inputs, None, reverse, y, tuple(saved), dy, dh_n, dc_n, tuple(needs)
     )
     return tuple(inputs.x.new_empty(0) if d is None else d for d in gradients)
 
 
+torch.library.impl("fused_rnn::scan", "CompositeExplicitAutograd", _scan)
+torch.library.impl("fused_rnn::scan_backward", "CompositeExplicitAutograd", _scan_backward)
+
+
 @torch.library.register_fake("fused_rnn::scan")
-def _fake_scan(name: str, cell: str, *operands: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    *inputs, _, _, training = operands
+def _fake_scan(name: str, cell: str, *operands: Any) -> Results:
+    *inputs, _, training = operands
     x, h0, c0, *_ = inputs = Inputs(*inputs)
     saved = BACKENDS[name].saved(cell, inputs) if training else ()
     c_n = x.new_empty(0) if c0 is None else torch.empty_like(c0)
@@ -194,29 +195,61 @@ def _fake_scan_backward(name: str, cell: str, *operands: Any) -> tuple[Tensor, .
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    name, cell, *operands, batch_sizes, reverse, _ = inputs
-    y, _, _, saved = output
-    ctx.save_for_backward(*operands, batch_sizes, y, *saved)
-    ctx.set_materialize_grads(False)
-    ctx.scan = name, cell, reverse
+def _scan_by_reference(name: str, cell: str, *operands: Any) -> Results:
+    return _scan(reference.name, cell, *operands)
 
 
-def _differentiate(
-    ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: Any
-) -> tuple[Tensor | None, ...]:
-    name, cell, reverse = ctx.scan
-    *operands, batch_sizes, y = ctx.saved_tensors[:10]
-    needs = list(ctx.needs_input_grad[2:10])
-    given = batch_sizes, reverse, y, list(ctx.saved_tensors[10:]), dy, dh_n, dc_n, needs
-    if dy is None and dh_n is None and dc_n is None:
-        gradients: tuple[Tensor | None, ...] = (None,) * len(needs)
-    elif torch.is_grad_enabled():  # a gradient of the gradient is wanted
-        gradients = reference.backward(cell, Inputs(*operands), *given)
-    else:
-        found = torch.ops.fused_rnn.scan_backward(name, cell, *operands, *given)
-        gradients = tuple(d if need else None for d, need in zip(found, needs, strict=True))
-    return None, None, *gradients, None, None, None
+def _backward_by_reference(name: str, cell: str, *operands: Any) -> tuple[Tensor, ...]:
+    return _scan_backward(reference.name, cell, *operands)
 
 
-torch.library.register_autograd("fused_rnn::scan", _differentiate, setup_context=_keep)
+# Where operands are batched, by torch.func and by is_grads_batched=True of torch.autograd: every
+# operator in there has a rule of its own. torch.library.register_vmap knows the former only.
+torch.library.impl("fused_rnn::scan", "FuncTorchBatched", _scan_by_reference)
+torch.library.impl("fused_rnn::scan_backward", "Batched", _backward_by_reference)
+
+
+class _Node(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, ...]:
+        name, cell, *inputs, reverse, _ = operands
+        with torch._C._AutoDispatchBelowAutograd():
+            y, h_n, c_n, saved = torch.ops.fused_rnn.scan(*operands)
+        ctx.save_for_backward(*inputs, y, *saved)
+        ctx.set_materialize_grads(False)
+        ctx.scan = name, cell, reverse
+        return y, h_n, c_n, *saved
+
+    @staticmethod
+    def backward(
+        ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: Any
+    ) -> tuple[Tensor | None, ...]:
+        name, cell, reverse = ctx.scan
+        *inputs, y = ctx.saved_tensors[:9]
+        needs = list(ctx.needs_input_grad[2:10])
+        given = y, list(ctx.saved_tensors[9:]), dy, dh_n, dc_n, needs
+        if dy is None and dh_n is None and dc_n is None:
+            gradients: tuple[Tensor | None, ...] = (None,) * len(needs)
+        elif torch.is_grad_enabled() or transforms.active() in _DIFFERENTIATED:
+            # A gradient of the gradient is wanted, or one along with it.
+            gradients = reference.backward(cell, Inputs(*inputs), None, reverse, *given)
+        else:
+            found = torch.ops.fused_rnn.scan_backward(name, cell, *inputs, reverse, *given)
+            gradients = tuple(d if need else None for d, need in zip(found, needs, strict=True))
+        return None, None, *gradients, None, None
+
+
+def _differentiable(*operands: Any) -> Results:
+    # Not torch.library.register_autograd: that would drop tangents without a word, and raise
+    # under the transforms of torch.func.
+    # A compiled graph, which counts on what its nodes save, runs with forward-mode AD switched off.
+    if transforms.active() in _DIFFERENTIATED and torch._C._is_fwd_grad_enabled():
+        return _scan_by_reference(*operands)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in operands):
+        y, h_n, c_n, *saved = _Node.apply(*operands)
+        return y, h_n, c_n, saved
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.fused_rnn.scan(*operands)
+
+
+torch.library.impl("fused_rnn::scan", "Autograd", _differentiable)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,8 +73,8 @@ def lstm(
         lengths, resets, return_states: see :class:`fused_rnn.LSTM`
         initial_state: what stands in for zeros where ``hx`` is ``None``, and after a reset.
             Default: ``None``
-        recompute: whether backward makes what it needs by another forward, instead of keeping it.
-            Default: ``False``
+        recompute: whether backward makes what it needs by another forward, instead of keeping it;
+            without effect where torch.nn's own forward runs. Default: ``False``
 
     Shape:
         - input: :math:`(T, N, I)`, or :math:`(\sum \text{batch\_sizes}, I)` for packed data
@@ -275,6 +275,14 @@ def rnn_cell(
     return _checked_cell(name, input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
 
 
+class _Asked(NamedTuple):
+    """What a call asks for beyond torch.nn."""
+
+    options: Options
+    recompute: bool
+    kernels_only: bool  # whether torch.nn's own forward cannot do without what is asked for
+
+
 def _options(
     lengths: Tensor | None,
     resets: Tensor | None,
@@ -283,7 +291,7 @@ def _options(
     initial_state: Any,
     batch_first: bool,
     batch_sizes: Tensor | None,
-) -> Options | None:
+) -> _Asked | None:
     """Return what is asked for beyond torch.nn, or None."""
     cut = lengths is not None or resets is not None
     if not (cut or return_states or recompute or initial_state is not None):
@@ -293,7 +301,36 @@ def _options(
             "lengths and resets go with a padded tensor, got: batch_sizes, which are lengths"
         )
     h, c = initial_state if isinstance(initial_state, (tuple, list)) else (initial_state, None)
-    return Options(lengths, resets, return_states, recompute, (h, c), batch_first)
+    options = Options(lengths, resets, return_states, recompute, (h, c), batch_first)
+    return _Asked(options, recompute, cut or return_states)
+
+
+def _begun(
+    options: Options, stack: Stack, x: Tensor, h0: Tensor | None, c0: Tensor | None, n: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the initial states, which the options may have where the call has none."""
+    h, c = options.anew(stack, x)
+    if h0 is not None or h is None:
+        return h0, c0
+    return h.expand(-1, n, -1), c if c is None else c.expand(-1, n, -1)
+
+
+def _run_in_graph(
+    asked: _Asked | None,
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    rows: Sequence[Row],
+    batch_sizes: Tensor | None,
+    n: int,
+    *others: Any,
+) -> tuple[Tensor, Tensor, Tensor | None] | str:
+    recompute = False
+    if asked is not None:
+        h0, c0 = _begun(asked.options, stack, x, h0, c0, n)
+        recompute = asked.recompute
+    return run_stack_in_graph(stack, x, h0, c0, rows, batch_sizes, n, *others, recompute=recompute)
 
 
 def _rnn_name(nonlinearity: str) -> str:
@@ -325,7 +362,7 @@ def _checked_stack(
     training: bool,
     batch_first: bool,
     batch_sizes: Tensor | None,
-    options: Options | None,
+    asked: _Asked | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Steps | None]:
     compiling = torch.compiler.is_compiling()
     stack = Stack.of(cell, rows, bidirectional)
@@ -337,7 +374,9 @@ def _checked_stack(
     if batch_first:
         x = x.transpose(0, 1)
     reason = foreign(x, h0, c0, rows)
-    if compiling and (batch_sizes is not None or options is not None):
+    options = None if asked is None else asked.options
+    kernels_only = asked is not None and asked.kernels_only
+    if compiling and (batch_sizes is not None or kernels_only):
         reason = "sizes of batches and segments are not known to a graph"
     if reason is None:
         n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
@@ -346,7 +385,9 @@ def _checked_stack(
         mistake = misfit(stack, x, h0, c0, n, rows[0][0], any_dtype)
         if mistake is not None:
             raise RuntimeError(f"{cell}: {mistake}")
-        run = run_stack_in_graph if compiling else run_stack if options is None else options.run
+        run = run_stack if options is None else options.run
+        if compiling:
+            run = partial(_run_in_graph, asked)
         if any_dtype:
             run = partial(recast, run)
         result = run(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
@@ -356,12 +397,18 @@ def _checked_stack(
         if compiling and not torch.compiler.is_exporting():
             return outside_the_graph(
                 _checked_stack, cell, given, h0, c0, rows, bidirectional, dropout, training,
-                batch_first, batch_sizes, options,
+                batch_first, batch_sizes, asked,
             )  # fmt: skip
+        if compiling and kernels_only:
+            raise RuntimeError(
+                f"{cell}: lengths, resets and the states of every step cannot be exported: {reason}"
+            )
         n = x.shape[1] if batch_sizes is None else batch_sizes[0]
+        if options is not None:
+            h0, c0 = _begun(options, stack, x, h0, c0, n)
         result = torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
         torch_ran(reason)
-        if options is not None:
+        if kernels_only:
             options.check_ran()
     y, h_n, c_n = result
     steps = None if options is None else options.steps

@@ -31,7 +31,12 @@ def gates_of_layers(
         rows: the weights
         options: of the call that has run, with the states of every step
     """
-    before = _before(stack, x, h0, options)
+    lengths, resets = (t if t is None else t.to(x.device) for t in options.checked(x))
+    past = None
+    if lengths is not None:
+        past = torch.arange(len(x), device=x.device).unsqueeze(1) >= lengths
+        x = x.masked_fill(past.unsqueeze(2), 0)  # which may hold anything there, NaN too
+    before = _before(stack, x, h0, options, lengths, resets)
     h = options.steps[0]
     found = []
     for k, row in enumerate(rows):
@@ -40,20 +45,24 @@ def gates_of_layers(
             # What the layer below gave out, both directions side by side.
             x = h[:, k - stack.directions : k].transpose(1, 2).flatten(2)
         found.append(CELLS[stack.cell].gates_of(x, before[:, k], Weights(*operands(row))))
-    lengths, _ = options.checked(x)
     gates = {
         name: torch.stack([getattr(of_row, name) for of_row in found], 1)
         for name in found[0]._fields
     }
-    if lengths is None:
+    if past is None:
         return gates
-    past = torch.arange(len(x), device=x.device).unsqueeze(1) >= lengths.to(x.device)
     return {name: gate.masked_fill(past[:, None, :, None], 0) for name, gate in gates.items()}
 
 
-def _before(stack: Stack, x: Tensor, h0: Tensor | None, options: Options) -> Tensor:
+def _before(
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    options: Options,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+) -> Tensor:
     """Return h before each step of the scan (T, L*D, N, R), which runs backwards in reverse."""
-    lengths, resets = (t if t is None else t.to(x.device) for t in options.checked(x))
     n, directions = x.shape[1], stack.directions
     given, _ = initial_states(stack, x, n, h0, None)
     anew, _ = initial_states(stack, x, 1, *options.anew(stack, x))

@@ -55,6 +55,7 @@ class Options:
         self._every_state, self._recompute = every_state, recompute
         self._initial, self._batch_first, self._batched = initial, batch_first, batched
         self._ran = False
+        self._checked: tuple[Tensor | None, Tensor | None] | None = None
         self.steps: Steps | None = None
 
     def run(
@@ -73,7 +74,7 @@ class Options:
         self._ran = True
         initial = self.anew(stack, x)
         if h0 is None and initial[0] is not None:
-            h0, c0 = (s if s is None else s.expand(-1, n, -1) for s in initial)
+            h0, c0 = (s if s is None else s.expand(-1, n, -1).contiguous() for s in initial)
         if self._lengths is None and self._resets is None:
             return self._layers(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
         segments = cut(*self.checked(x), *x.shape[:2], stack.directions, x.device)
@@ -100,12 +101,14 @@ class Options:
 
     def checked(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return lengths (N,) and resets (T, N), checked against x (T, N, I), on the CPU."""
-        steps, n = x.shape[0], x.shape[1] if self._batched else None
-        lengths, resets = self._lengths, self._resets
-        return (
-            lengths if lengths is None else check_lengths(lengths, steps, n),
-            resets if resets is None else check_resets(resets, steps, n, self._batch_first),
-        )
+        if self._checked is None:  # once for a call, which waits for a GPU to read them
+            steps, n = x.shape[0], x.shape[1] if self._batched else None
+            lengths, resets = self._lengths, self._resets
+            self._checked = (
+                lengths if lengths is None else check_lengths(lengths, steps, n),
+                resets if resets is None else check_resets(resets, steps, n, self._batch_first),
+            )
+        return self._checked
 
     def check_ran(self) -> None:
         """Check that it was not torch.nn's own forward that ran.

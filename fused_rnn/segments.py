@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.nn.functional import embedding
 
 __all__ = ["Segments", "check_lengths", "check_resets", "cut"]
@@ -57,7 +58,12 @@ class Segments(NamedTuple):
             given: (K, N, R), the initial states of the sequences; K directions of layers
             anew: (K, 1, R), the state after a reset
         """
-        return _pick(torch.cat([given, anew], 1), self.origins)
+        n = given.shape[1]
+        picked = _pick(given, self.origins.clamp(max=max(n - 1, 0)))
+        fresh = (self.origins == n).repeat(len(given) // len(self.origins), 1)
+        # Not one more row to pick from: an embedding's backward adds up in the dtype of the table,
+        # which in half precision takes in no more than a few hundred resets.
+        return torch.where(fresh.unsqueeze(2), anew, picked)
 
     def end(self, final: Tensor, given: Tensor) -> Tensor:
         """Return the final states of the sequences (K, N, R), given those of the segments."""
@@ -92,10 +98,12 @@ def check_lengths(lengths: Tensor, steps: int, n: int | None) -> Tensor:
     Raises:
         TypeError: if they are no tensor of integers.
         ValueError: if their shape is another, or one is negative or too large.
+        RuntimeError: if vmap batches them.
     """
     expected = "lengths should be a tensor of integers"
     if not isinstance(lengths, Tensor):
         raise TypeError(f"{expected}, got: {type(lengths).__name__}")
+    _check_not_batched("lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"{expected}, got: {lengths.dtype}")
     shape = () if n is None else (n,)
@@ -125,10 +133,12 @@ def check_resets(resets: Tensor, steps: int, n: int | None, batch_first: bool) -
     Raises:
         TypeError: if they are no tensor of booleans.
         ValueError: if their shape is another.
+        RuntimeError: if vmap batches them.
     """
     expected = "resets should be a tensor of booleans"
     if not isinstance(resets, Tensor):
         raise TypeError(f"{expected}, got: {type(resets).__name__}")
+    _check_not_batched("resets", resets)
     if resets.dtype != torch.bool:
         raise TypeError(f"{expected}, got: {resets.dtype}")
     shape = (steps,) if n is None else (n, steps) if batch_first else (steps, n)
@@ -138,6 +148,12 @@ def check_resets(resets: Tensor, steps: int, n: int | None, batch_first: bool) -
     if n is None:
         return resets.unsqueeze(1)
     return resets.t() if batch_first else resets
+
+
+def _check_not_batched(name: str, t: Tensor) -> None:
+    # Their numbers decide how many rows there are, which vmap needs to be the same for all.
+    if is_batchedtensor(t):
+        raise RuntimeError(f"{name} cannot be batched by vmap")
 
 
 def cut(

@@ -161,3 +161,11 @@ def test_in_a_graph(layer):
         found.append((results, gradients))
     torch.testing.assert_close(*found, rtol=0, atol=0)
     torch.testing.assert_close(leaves(compiled(x)), leaves(module(x)))  # and without autocast
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_device_that_autocast_does_not_know(layer):
+    module = made(layer, {}, "meta")
+    with torch.autocast("cpu", torch.bfloat16):
+        y, *_ = leaves(module(torch.randn(5, 2, 3, device="meta")))
+    assert (y.shape, y.dtype, y.device.type) == ((5, 2, 4), torch.float32, "meta")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.export import Dim, export, load, save
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from twins import LAYERS, leaves, states
 
 import fused_rnn
@@ -173,3 +175,110 @@ def test_a_program_runs_in_another_process(tmp_path):
     root = str(Path(__file__).resolve().parent.parent)
     env = {**os.environ, "PYTHONPATH": root}
     subprocess.run([sys.executable, "-c", script, *files], check=True, timeout=120, env=env)
+
+
+class Outputs(nn.Module):
+    """The outputs of a layer alone: one tensor to one tensor."""
+
+    def __init__(self, layer, **options):
+        super().__init__()
+        self.rnn = getattr(fused_rnn, layer)(3, 4, **options)
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+def forward_mode(run, x, v):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(run(forward_ad.make_dual(x, v))).tangent
+
+
+def backward_with_tangents(run, x, v):
+    x = x.clone().requires_grad_()
+    y = run(x)
+    with forward_ad.dual_level():
+        dy = forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y).cumsum(0))
+        return forward_ad.unpack_dual(torch.autograd.grad(y, x, dy)[0]).tangent
+
+
+def batched_backward(run, x, v):
+    x = x.clone().requires_grad_()
+    y = run(x).sum((1, 2))
+    return vmap(lambda d: torch.autograd.grad(y, x, d, retain_graph=True)[0])(torch.eye(len(y)))
+
+
+def squares(run):
+    return lambda x: run(x).pow(2).sum()
+
+
+TRANSFORMS = {
+    "jvp": lambda run, x, v: jvp(run, (x,), (v,)),
+    "forward-mode AD": forward_mode,
+    "grad": lambda run, x, v: grad(squares(run))(x),
+    "vmap": lambda run, x, v: vmap(run)(torch.stack([x, v])),
+    "vmap of vmap": lambda run, x, v: vmap(vmap(run))(torch.stack([x, v]).expand(3, 2, *x.shape)),
+    "vmap of grad": lambda run, x, v: vmap(grad(squares(run)))(torch.stack([x, v])),
+    "grad of vmap": lambda run, x, v: grad(squares(vmap(run)))(torch.stack([x, v])),
+    "jvp of vmap": lambda run, x, v: jvp(vmap(run), (x[None],), (v[None],)),
+    "jacrev": lambda run, x, v: jacrev(run)(x),
+    "jacfwd": lambda run, x, v: jacfwd(run)(x),
+    "hessian": lambda run, x, v: hessian(squares(run))(x),
+    "backward with tangents": backward_with_tangents,
+    "batched backward": batched_backward,
+    "jacobian": lambda run, x, v: torch.autograd.functional.jacobian(run, x, vectorize=True),
+    "jacobian, forwards": lambda run, x, v: torch.autograd.functional.jacobian(
+        run, x, vectorize=True, strategy="forward-mode"
+    ),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_program_is_differentiated_and_batched_like_the_layer(layer, transform):
+    model = Outputs(layer, bidirectional=True, num_layers=2)
+    x, v = torch.randn(3, 2, 3), torch.randn(3, 2, 3)
+    program = export(model, (x,)).module()
+    with torch.enable_grad():
+        found, expected = (TRANSFORMS[transform](run, x, v) for run in (program, model))
+    torch.testing.assert_close(found, expected)
+    assert all(t.count_nonzero() for t in leaves(found))
+
+
+def test_transforms_without_grad_mode():
+    model = Outputs("GRU")
+    x, v = torch.randn(3, 2, 3), torch.randn(3, 2, 3)
+    program = export(model, (x,)).module()
+    with torch.no_grad():
+        found, expected = (jvp(run, (x,), (v,))[1] for run in (program, model))
+        torch.testing.assert_close(found, expected)
+    assert found.count_nonzero()
+
+
+class Function(nn.Module):
+    """A function of the library as a module."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.weights, self.options = nn.GRU(3, 4), options
+
+    def forward(self, x):
+        weights = [list(self.weights._parameters.values())]
+        return fused_rnn.functional.gru(x, None, weights, **self.options)[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"recompute": True}, {"initial_state": torch.ones(1, 1, 4)}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_functions_that_graphs_can_have(options):
+    model, x = Function(**options), torch.randn(5, 2, 3)
+    program = export(model, (x,))
+    assert sum("scan" in str(n.target) for n in program.graph.nodes) == 1
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_options_of_functions_that_cannot_be_exported_say_so():
+    model, x = Function(lengths=torch.tensor([2, 5])), torch.randn(5, 2, 3)
+    with pytest.raises(Exception, match=r"lengths, resets and the states .* cannot be exported"):
+        export(model, (x,), strict=False)

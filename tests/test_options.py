@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_packed_sequence
 from twins import CONFIGURED, LAYERS, leaves, sequences, states
 
 import fused_rnn
+from fused_rnn import stack
 from fused_rnn.backends import native, reference
 from fused_rnn.cells import CELLS, State, Weights
 from fused_rnn.convert import reason_to_leave
@@ -185,6 +186,33 @@ def test_wrong_input_gets_torchs_words():
         module(torch.zeros(1, 1, 1, I))
     with pytest.raises(ValueError, match="RNN input dtype"):
         module(torch.zeros(T, N, I))
+
+
+def test_torch_gets_a_learned_state_dense(monkeypatch):
+    """As cuDNN wants it."""
+    seen = []
+    by_module, by_operator = nn.GRU.forward, stack._TORCH_LAYERS["gru"]
+
+    def forward(self, input, hx):
+        seen.append(hx.is_contiguous())
+        return by_module(self, input, hx)
+
+    def operator(x, hx, *others):
+        seen.append(hx.is_contiguous())
+        return by_operator(x, hx, *others)
+
+    class Own(torch.Tensor):
+        """Not a plain tensor."""
+
+    monkeypatch.setattr(nn.GRU, "forward", forward)
+    monkeypatch.setitem(stack._TORCH_LAYERS, "gru", operator)
+    module = make("GRU", torch.float32, num_layers=2, learn_initial_state=True)
+    x = torch.randn(T, N, I)
+    module(x.as_subclass(Own))
+    with fused_rnn.use_backend("torch"):
+        module(x)
+        fused_rnn.functional.gru(x, None, module.all_weights, initial_state=module.h0)
+    assert seen == [True] * 3
 
 
 def test_torch_has_no_learned_state():
@@ -451,6 +479,52 @@ def test_a_compiled_model_runs_options_outside_the_graph():
     torch.testing.assert_close(torch.compile(model, backend="eager")(x), model(x))
     inspect = torch.compile(lambda x: module.gates(x)["forget"], backend="eager")
     torch.testing.assert_close(inspect(x), module.gates(x)["forget"])
+
+
+class Asking(nn.Module):
+    """A model that calls its layer with options."""
+
+    def __init__(self, layer, ask):
+        super().__init__()
+        self.layer, self.ask = layer, ask
+
+    def forward(self, x):
+        return self.ask(self.layer, x)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda layer, x: layer(x, lengths=torch.tensor([2, 5, 0])),
+        lambda layer, x: layer(x, resets=x[..., 0] > 0),
+        lambda layer, x: layer(x, return_states=True),
+        lambda layer, x: layer.gates(x),
+    ],
+    ids=["lengths", "resets", "states", "gates"],
+)
+def test_what_cannot_be_exported(ask, strict):
+    model = Asking(make("GRU", torch.float32), ask)
+    message = "lengths, resets, return_states and gates cannot be exported"
+    with pytest.raises(Exception, match=message) as caught:
+        torch.export.export(model, (torch.randn(T, N, I),), strict=strict)
+    assert strict or caught.type is RuntimeError
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_can_be_exported(layer, strict):
+    module = make(layer, torch.float32, num_layers=2, **OPTIONS)
+    batch = {"x": {1: torch.export.Dim("n", min=2, max=64)}}
+    one = {"x": {0: torch.export.Dim("n", min=2, max=64)}}
+    for model, x, more, dims in (
+        (Asking(module, lambda layer, x: layer(x)), example(module, torch.float32), 7, batch),
+        (Asking(module, lambda layer, x: layer.step(x)), torch.randn(N, I), 7, one),
+    ):
+        x = x.detach()
+        exported = torch.export.export(model, (x,), dynamic_shapes=dims, strict=strict).module()
+        for given in (x, torch.randn(*x.shape[:-2], more, I)):
+            torch.testing.assert_close(leaves(exported(given)), leaves(model(given)))
 
 
 def test_a_learned_state_and_recompute_stay_in_the_graph():

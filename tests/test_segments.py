@@ -8,6 +8,7 @@ from torch import nn
 from twins import CONFIGURED, LAYERS, leaves, states
 
 import fused_rnn
+from fused_rnn import options
 from fused_rnn.backends import BACKENDS, reference
 from fused_rnn.segments import cut
 
@@ -151,6 +152,30 @@ def test_resets_to_a_learned_state(layer, bidirectional):
         )
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["stored", "autocast"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_gradient_of_a_learned_state_after_many_resets(half, autocast):
+    """Thousands of small gradients add up to one that a sum in half precision does not reach."""
+    steps = 4000
+    ours = fused_rnn.GRU(I, 4, learn_initial_state=True, dtype=torch.float64)
+    x = torch.randn(steps, 2, I, dtype=torch.float64)
+    if not autocast:
+        ours.to(half)
+        x = x.to(half)
+    exact = fused_rnn.GRU(I, 4, learn_initial_state=True, dtype=torch.float64)
+    exact.load_state_dict(ours.state_dict())
+    resets = torch.ones(steps, 2, dtype=torch.bool)
+    if autocast:
+        ours.float()
+    with torch.autocast("cpu", half, enabled=autocast):
+        y, _ = ours(x.float() if autocast else x, resets=resets)
+    weight = 1 / 16  # for float16, which ends at 65504
+    (y.double().sum() * weight).backward()
+    (exact(x.double(), resets=resets)[0].sum() * weight).backward()
+    assert exact.h0.grad.abs().min() > 100
+    torch.testing.assert_close(ours.h0.grad.double(), exact.h0.grad, rtol=2e-2, atol=0)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_float32_and_half(layer, dtype, tolerance):
     _, ours = pair(layer, {"num_layers": 2, "bidirectional": True})
@@ -194,6 +219,9 @@ def test_what_is_past_the_end_is_never_read():
     torch.testing.assert_close(y, clean)
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert dx.isfinite().all()
+    gates = ours.gates(x, lengths=torch.tensor(LENGTHS))
+    total = sum(gate.square().sum() for gate in gates.values())
+    assert all(d.isfinite().all() for d in torch.autograd.grad(total, [x, *ours.parameters()]))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -426,6 +454,32 @@ def test_deterministic_algorithms(device):
     finally:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("lengths", torch.tensor([LENGTHS, LENGTHS])), ("resets", torch.zeros(2, T, N).bool())],
+)
+def test_they_cannot_be_batched(name, values):
+    ours, x = fused_rnn.GRU(I, 4), torch.randn(T, N, I)
+    with pytest.raises(RuntimeError, match=f"{name} cannot be batched by vmap"):
+        torch.func.vmap(lambda t: ours(x, **{name: t})[0])(values)
+
+
+def test_they_are_read_once(monkeypatch):
+    """Where they are on a GPU, to read them is to wait for it."""
+    read = []
+    for name in ("check_lengths", "check_resets"):
+        check = getattr(options, name)
+
+        def watched(*args, name=name, check=check):
+            read.append(name)
+            return check(*args)
+
+        monkeypatch.setattr(options, name, watched)
+    ours, x = fused_rnn.LSTM(I, 4, 2, bidirectional=True), torch.randn(T, N, I)
+    ours.gates(x, lengths=torch.tensor(LENGTHS), resets=resets_of())
+    assert read == ["check_lengths", "check_resets"]
 
 
 def test_transforms():

@@ -69,6 +69,28 @@ def test_dtypes(dtype):
     torch.testing.assert_close((outputs, state), (y, h_n), **bound)
 
 
+@pytest.mark.parametrize("given", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_autocast(layer, given, device):
+    module = getattr(fused_rnn, layer)(I, H, 2).to(device)
+    x, hx = torch.randn(N, I, device=device), None
+    if given is not None:
+        hx = states(module, N, given)
+    with torch.autocast(device, torch.bfloat16):
+        output, state = module.step(x, hx)
+        expected, after = module(x[None], hx)
+    torch.testing.assert_close(output, expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(leaves(state), leaves(after), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}], ids=["cells", "sequence"])
+def test_hooks_do_not_fire(options):
+    module, fired = fused_rnn.LSTM(I, H, **options), []
+    module.register_forward_hook(lambda *_: fired.append(True))
+    module.step(torch.randn(N, I))
+    assert not fired
+
+
 def test_dropout_between_the_layers():
     module = fused_rnn.LSTM(I, 50, 2, dropout=0.5)
     x = torch.randn(N, I)
@@ -121,6 +143,11 @@ def test_mistakes_get_torchs_words(layer):
         module.step(torch.randn(N, I), states(one_layer, N))
     with pytest.raises(RuntimeError, match="2-D"):
         module.step(torch.randn(N, I), states(module, None))
+    scalar = (torch.tensor(0.0),) * 2 if layer == "LSTM" else torch.tensor(0.0)
+    with pytest.raises(RuntimeError, match="0-D"):
+        module.step(torch.randn(N, I), scalar)
+    with pytest.raises(RuntimeError, match="0-D"):
+        module.step(torch.randn(I), scalar)
     with pytest.raises(TypeError, match="step: input should be a tensor, got: list"):
         module.step([1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="step: input should be 1-D or 2-D, got 3-D"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence
 from twins import CONFIGURED, LAYERS, MODULES, example, first, leaves, sequences, states, twins
@@ -188,3 +189,56 @@ def test_backward_in_eval_mode(name):
         operands = [x, *module.parameters()]
         gradients.append(torch.autograd.grad(first(module(x)).pow(2).sum(), operands))
     torch.testing.assert_close(*gradients)
+
+
+def kept(run):
+    """Return how many elements autograd keeps for a backward."""
+    counts = []
+
+    def pack(t):
+        counts.append(t.numel())
+        return t
+
+    with saved_tensors_hooks(pack, lambda t: t):
+        result = first(run())
+    return sum(counts), result
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_reference_recomputes_too(layer, call):
+    module, counts, gradients = getattr(fused_rnn, layer)(2, 4, **double), [], []
+    x, kwargs = torch.randn(3, 2, 2, **double), CALLS[call]
+    with fused_rnn.use_backend("reference"):
+        for recompute in (False, True):
+            module.recompute = recompute
+            count, y = kept(lambda: module(x, **kwargs))
+            counts.append(count)
+            gradients.append(torch.autograd.grad(y.pow(2).sum(), list(module.parameters())))
+
+        def run(x):
+            return first(module(x, **kwargs))
+
+        operands = [x.requires_grad_()]
+        assert gradgradcheck(run, operands, fast_mode=True)
+        assert gradcheck(run, operands, check_batched_grad=True, check_forward_ad=True)
+        torch.testing.assert_close(jacrev(run)(x), jacfwd(run)(x))
+        torch.testing.assert_close(vmap(run)(x[None])[0], run(x))
+    assert counts[1] < counts[0]
+    torch.testing.assert_close(*gradients)
+
+
+class Own(torch.Tensor):
+    """A tensor that is none of torch's own."""
+
+
+def test_options_of_functions_that_torch_can_do_with():
+    weights, x = [list(torch.nn.GRU(2, 4).parameters())], torch.randn(3, 2, 2)
+    gru, own = fused_rnn.functional.gru, x.as_subclass(Own)
+    state = torch.randn(1, 1, 4)
+    for options in ({"recompute": True}, {"initial_state": state}):
+        found = gru(own, None, weights, **options)[0].as_subclass(torch.Tensor)
+        torch.testing.assert_close(found, gru(x, None, weights, **options)[0])
+    for options in ({"return_states": True}, {"lengths": torch.tensor([2, 3])}):
+        with pytest.raises(RuntimeError, match="knows of no options"):
+            gru(own, None, weights, **options)

@@ -90,8 +90,26 @@ class Backend(Protocol):
         dh_n: Tensor | None,
         dc_n: Tensor | None,
         needs: tuple[bool, ...],
+        dc: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """Return the gradients in the order of Inputs, None where ``needs`` is False."""
+        """Return the gradients in the order of Inputs, None where ``needs`` is False.
+
+        ``dc``, of every step's c, comes only after :meth:`scan_states`.
+        """
+
+    def scan_states(
+        self,
+        cell: str,
+        inputs: Inputs,
+        batch_sizes: Tensor | None,
+        reverse: bool,
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+        """Do as :meth:`forward`, and return every step's c (T, N, H) | (rows, H) at the end.
+
+        Optional: called only where ``supports()`` takes ``problem.states`` for a cell with a cell
+        state.
+        """
 
 
 class Selection(NamedTuple):
