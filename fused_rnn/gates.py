@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fused_rnn.cells import CELLS, Weights
 from fused_rnn.checks import Row, Stack
-from fused_rnn.options import Options, initial_states
-from fused_rnn.stack import operands
+from fused_rnn.options import Options
+from fused_rnn.stack import initial_states, operands
 
 __all__ = ["gates_of_layers"]
 

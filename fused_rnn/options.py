@@ -17,9 +17,9 @@ from fused_rnn.backends import Backend, Inputs
 from fused_rnn.cells import CELLS
 from fused_rnn.checks import Row, Stack
 from fused_rnn.segments import Segments, check_lengths, check_resets, cut
-from fused_rnn.stack import choose, run_stack
+from fused_rnn.stack import choose, initial_states, run_stack
 
-__all__ = ["Options", "Steps", "initial_states"]
+__all__ = ["Options", "Steps"]
 
 # The h and c of every step; no c without a cell state.
 Steps = tuple[Tensor, Tensor | None]
@@ -207,14 +207,3 @@ def _by_time(segments: Segments, states: Tensor, n: int) -> Tensor:
     """Return states of packed rows, or of no sequences at all, as (T, L*D, N, R)."""
     rows = states if segments.count else states.transpose(1, 2).flatten(0, 1)
     return segments.unpack(rows, n).transpose(1, 2)
-
-
-def initial_states(
-    stack: Stack, x: Tensor, n: int, h: Tensor | None, c: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return h (L*D, N, R) and c (L*D, N, H), zeros where there is no h."""
-    if h is not None:
-        return h, c
-    k, size = stack.layers * stack.directions, stack.hidden_size
-    h = x.new_zeros(k, n, stack.proj_size or size)
-    return h, x.new_zeros(k, n, size) if CELLS[stack.cell].has_cell_state else None

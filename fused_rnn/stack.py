@@ -22,6 +22,7 @@ from fused_rnn.checks import Row, Stack, cell_fits
 __all__ = [
     "CELL_MISFIT",
     "choose",
+    "initial_states",
     "operands",
     "outside_the_graph",
     "run_cell",
@@ -222,6 +223,17 @@ def _join(states: list[Tensor]) -> Tensor:
     return states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
 
 
+def initial_states(
+    stack: Stack, x: Tensor, n: int, h: Tensor | None, c: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return h (L*D, N, R) and c (L*D, N, H), zeros where there is no h."""
+    if h is not None:
+        return h, c
+    k, size = stack.layers * stack.directions, stack.hidden_size
+    h = x.new_zeros(k, n, stack.proj_size or size)
+    return h, x.new_zeros(k, n, size) if CELLS[stack.cell].has_cell_state else None
+
+
 def torch_stack(
     stack: Stack,
     x: Tensor,
@@ -234,11 +246,8 @@ def torch_stack(
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run layers on layers by torch's own operator; see :func:`run_stack`."""
-    states, h = stack.layers * stack.directions, stack.hidden_size
     has_c = CELLS[stack.cell].has_cell_state
-    if h0 is None:
-        h0 = x.new_zeros(states, n, stack.proj_size or h)
-        c0 = x.new_zeros(states, n, h) if has_c else None
+    h0, c0 = initial_states(stack, x, n, h0, c0)
     hx = (h0, c0) if has_c else h0
     flat = list(chain.from_iterable(rows))
     how = stack.bias, stack.layers, dropout, training, stack.directions == 2
