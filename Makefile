@@ -30,7 +30,10 @@ CUDA_NATIVE := fused_rnn/_C_cuda.abi3.so
 SOURCES := setup.py $(shell find csrc -type f -not -name '*.txt' -not -path '*__pycache__*')
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench lint format sanitize check-cuda cuda build clean check-system
+# The oldest Triton that is served. Its interpreter does not know what NumPy 2.4 has changed.
+OLDEST_TRITON := triton==3.6.0 numpy==2.3.5
+
+.PHONY: demo test bench lint format sanitize check-cuda check-triton cuda build clean check-system
 
 demo: build
 	$(PYTHON) examples/language_model.py --cell $(CELL) --out demo.png $(ARGS)
@@ -59,6 +62,14 @@ sanitize: $(READY)
 # which RENEW=1 writes anew. Without nvcc it says so, and is content.
 check-cuda: $(READY)
 	@$(PYTHON) -m tests.native.check_cuda $(if $(RENEW),--renew)
+
+# The Triton kernels, interpreted and compiled, with the oldest Triton instead of the pinned one.
+check-triton: build
+	@$(PYTHON) -m pip install -q --no-deps --upgrade --target build/oldest-triton $(OLDEST_TRITON)
+	PYTHONPATH=$(CURDIR)/build/oldest-triton:$(CURDIR) $(PYTHON) -c \
+	  "import triton; print('Triton', triton.__version__)"
+	PYTHONPATH=$(CURDIR)/build/oldest-triton:$(CURDIR) $(PYTHON) -m pytest \
+	  tests/test_triton.py tests/test_triton_compile.py $(ARGS)
 
 # The module for GPUs. It needs nvcc, but neither a GPU nor a CUDA build of torch. Phony, as
 # TORCH_CUDA_ARCH_LIST matters too; what has not changed is not compiled again.

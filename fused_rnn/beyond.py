@@ -213,11 +213,13 @@ class Beyond(nn.RNNBase):
         return_states: bool,
     ) -> tuple[Any, ...]:
         asked = lengths is not None or resets is not None or return_states
-        if torch.compiler.is_compiling():
+        packed = isinstance(input, PackedSequence)
+        if packed and torch.compiler.is_compiling():
+            if not asked:
+                return self._by_torch(input, hx, "sizes of batches are not known to a graph")
             return _outside_the_graph(
                 self._forward_with_options, input, hx, lengths, resets, return_states
             )
-        packed = isinstance(input, PackedSequence)
         if packed and (lengths is not None or resets is not None):
             raise TypeError(
                 "lengths and resets go with a padded tensor, got: PackedSequence, which has its "
@@ -277,5 +279,5 @@ class Beyond(nn.RNNBase):
 
 def _outside_the_graph(run: Callable[..., Any], *args: Any) -> Any:
     if torch.compiler.is_exporting():  # to one graph, which cannot be broken
-        raise RuntimeError("lengths, resets, return_states and gates cannot be exported")
+        raise RuntimeError("gates, and packed sequences, cannot be exported")
     return outside_the_graph(run, *args)

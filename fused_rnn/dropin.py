@@ -75,14 +75,12 @@ class Layers(Beyond, _DropIn, nn.RNNBase):
         """Run the layers over a sequence, or a batch of them."""
         if hx is None and self.learn_initial_state:
             hx = self._learned(input)
-        recompute = self.recompute and not torch.compiler.is_compiling()
-        if lengths is not None or resets is not None or return_states or recompute:
+        if lengths is not None or resets is not None or return_states or self.recompute:
             return self._forward_with_options(input, hx, lengths, resets, return_states)
         if torch.compiler.is_compiling():
             if isinstance(input, PackedSequence):
                 return self._by_torch(input, hx, "sizes of batches are not known to a graph")
-            run = partial(run_stack_in_graph, recompute=self.recompute)
-            return self._forward_dense(input, hx, run)
+            return self._forward_dense(input, hx, run_stack_in_graph)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         return self._forward_dense(input, hx)

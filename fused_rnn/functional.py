@@ -279,7 +279,6 @@ class _Asked(NamedTuple):
     """What a call asks for beyond torch.nn."""
 
     options: Options
-    recompute: bool
     kernels_only: bool  # whether torch.nn's own forward cannot do without what is asked for
 
 
@@ -302,7 +301,7 @@ def _options(
         )
     h, c = initial_state if isinstance(initial_state, (tuple, list)) else (initial_state, None)
     options = Options(lengths, resets, return_states, recompute, (h, c), batch_first)
-    return _Asked(options, recompute, cut or return_states)
+    return _Asked(options, cut or return_states)
 
 
 def _begun(
@@ -313,24 +312,6 @@ def _begun(
     if h0 is not None or h is None:
         return h0, c0
     return h.expand(-1, n, -1), c if c is None else c.expand(-1, n, -1)
-
-
-def _run_in_graph(
-    asked: _Asked | None,
-    stack: Stack,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    rows: Sequence[Row],
-    batch_sizes: Tensor | None,
-    n: int,
-    *others: Any,
-) -> tuple[Tensor, Tensor, Tensor | None] | str:
-    recompute = False
-    if asked is not None:
-        h0, c0 = _begun(asked.options, stack, x, h0, c0, n)
-        recompute = asked.recompute
-    return run_stack_in_graph(stack, x, h0, c0, rows, batch_sizes, n, *others, recompute=recompute)
 
 
 def _rnn_name(nonlinearity: str) -> str:
@@ -376,8 +357,8 @@ def _checked_stack(
     reason = foreign(x, h0, c0, rows)
     options = None if asked is None else asked.options
     kernels_only = asked is not None and asked.kernels_only
-    if compiling and (batch_sizes is not None or kernels_only):
-        reason = "sizes of batches and segments are not known to a graph"
+    if compiling and batch_sizes is not None:
+        reason = "sizes of batches are not known to a graph"
     if reason is None:
         n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
         any_dtype = transforms.active() == transforms.AUTOCAST
@@ -385,9 +366,9 @@ def _checked_stack(
         mistake = misfit(stack, x, h0, c0, n, rows[0][0], any_dtype)
         if mistake is not None:
             raise RuntimeError(f"{cell}: {mistake}")
-        run = run_stack if options is None else options.run
-        if compiling:
-            run = partial(_run_in_graph, asked)
+        run = run_stack_in_graph if compiling else run_stack
+        if options is not None:
+            run = options.run
         if any_dtype:
             run = partial(recast, run)
         result = run(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
@@ -401,7 +382,8 @@ def _checked_stack(
             )  # fmt: skip
         if compiling and kernels_only:
             raise RuntimeError(
-                f"{cell}: lengths, resets and the states of every step cannot be exported: {reason}"
+                f"{cell}: lengths, resets and the states of every step of these operands cannot be "
+                f"exported: {reason}"
             )
         n = x.shape[1] if batch_sizes is None else batch_sizes[0]
         if options is not None:

@@ -31,7 +31,7 @@ def gates_of_layers(
         rows: the weights
         options: of the call that has run, with the states of every step
     """
-    lengths, resets = (t if t is None else t.to(x.device) for t in options.checked(x))
+    lengths, resets = (t if t is None else t.to(x.device) for t in options.cuts(x))
     past = None
     if lengths is not None:
         past = torch.arange(len(x), device=x.device).unsqueeze(1) >= lengths

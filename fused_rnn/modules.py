@@ -73,7 +73,8 @@ class LSTM(Layers):
         ValueError: if their shapes are others, or a length is negative or larger than :math:`L`.
 
     .. note::
-        Lengths and resets are read on the CPU: where they are on a GPU, the call waits for it.
+        Lengths and resets on a GPU are not read by the host, which need not wait: a wrong length
+        then fails an assertion on the device. On the CPU, or with a projection, they are read.
 
     .. note::
         The backward pass reads ``output``, so that changing it in place before is an error.

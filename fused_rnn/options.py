@@ -1,22 +1,27 @@
 """What a call of the layers may ask for beyond torch.nn, on top of the layers as they are.
 
-Lengths and resets become packed segments, states of every step are collected from the scans, and
-recomputation is a way to scan: no layer and no kernel knows of any of it.
+Lengths and resets become packed segments, or marks of padded sequences where nothing may wait for
+their values; states of every step are collected from the scans, and recomputation is a way to scan:
+no layer knows of any of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fused_rnn import autograd
-from fused_rnn.backends import Backend, Inputs
 from fused_rnn.cells import CELLS
 from fused_rnn.checks import Row, Stack
-from fused_rnn.segments import Segments, check_lengths, check_resets, cut
+from fused_rnn.collectors import Collector, Nodes
+from fused_rnn.compiled import choose_in_graph, run_stack_in_graph
+from fused_rnn.marks import mark, takes_marks
+from fused_rnn.node import WHEN_RUN
+from fused_rnn.segments import Segments, check_lengths, check_resets, cut, read
 from fused_rnn.stack import choose, initial_states, run_stack
 
 __all__ = ["Options", "Steps"]
@@ -55,7 +60,6 @@ class Options:
         self._every_state, self._recompute = every_state, recompute
         self._initial, self._batch_first, self._batched = initial, batch_first, batched
         self._ran = False
-        self._checked: tuple[Tensor | None, Tensor | None] | None = None
         self.steps: Steps | None = None
 
     def run(
@@ -69,15 +73,24 @@ class Options:
         n: int,
         dropout: float,
         training: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Run layers with these options; see :func:`fused_rnn.stack.run_stack`."""
+    ) -> tuple[Tensor, Tensor, Tensor | None] | str:
+        """Run layers with these options; see :func:`fused_rnn.stack.run_stack`.
+
+        In a graph, return the reason where it has to be torch.nn's own forward that runs.
+        """
         self._ran = True
         initial = self.anew(stack, x)
         if h0 is None and initial[0] is not None:
             h0, c0 = (s if s is None else s.expand(-1, n, -1).contiguous() for s in initial)
-        if self._lengths is None and self._resets is None:
-            return self._layers(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
-        segments = cut(*self.checked(x), *x.shape[:2], stack.directions, x.device)
+        operands = stack, x, h0, c0, rows, batch_sizes, n
+        if torch.compiler.is_compiling():
+            return self._in_graph(*operands, dropout, training)
+        if not self._cuts:
+            return self._layers(*operands, dropout, training)
+        names = self._marking(*operands)
+        if names is not None:
+            return self._marked(names, *operands, dropout, training)
+        segments = cut(*read(*self.cuts(x), len(x)), *x.shape[:2], stack.directions, x.device)
         given = initial_states(stack, x, n, h0, c0)
         anew = initial_states(stack, x, 1, *initial)
         # Without a step in the whole batch, the layers run on no sequences at all.
@@ -99,16 +112,18 @@ class Options:
         h_n = segments.end(h_n, given[0])
         return y, h_n, c_n if c_n is None else segments.end(c_n, given[1])
 
-    def checked(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return lengths (N,) and resets (T, N), checked against x (T, N, I), on the CPU."""
-        if self._checked is None:  # once for a call, which waits for a GPU to read them
-            steps, n = x.shape[0], x.shape[1] if self._batched else None
-            lengths, resets = self._lengths, self._resets
-            self._checked = (
-                lengths if lengths is None else check_lengths(lengths, steps, n),
-                resets if resets is None else check_resets(resets, steps, n, self._batch_first),
-            )
-        return self._checked
+    @property
+    def _cuts(self) -> bool:
+        return self._lengths is not None or self._resets is not None
+
+    def cuts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return lengths (N,) and resets (T, N), checked against x (T, N, I) but for values."""
+        steps, n = x.shape[0], x.shape[1] if self._batched else None
+        lengths, resets = self._lengths, self._resets
+        return (
+            lengths if lengths is None else check_lengths(lengths, n),
+            resets if resets is None else check_resets(resets, steps, n, self._batch_first),
+        )
 
     def check_ran(self) -> None:
         """Check that it was not torch.nn's own forward that ran.
@@ -145,6 +160,57 @@ class Options:
         h, c = (s if s is None else s.to(x.dtype) for s in self._initial)
         return h, c
 
+    def _in_graph(self, *operands: Any) -> tuple[Tensor, Tensor, Tensor | None] | str:
+        """Run layers in a graph, where nothing can be packed: how many rows is not known there."""
+        if not (self._cuts or self._every_state):
+            return run_stack_in_graph(*operands, recompute=self._recompute)
+        names = choose_in_graph(*operands[:5], self._cuts, self._every_state)
+        # torch.nn's own forward, where that was asked for, knows nothing of what is asked for here.
+        return self._marked([WHEN_RUN if name is None else name for name in names], *operands)
+
+    def _marking(self, stack: Stack, x: Tensor, *operands: Any) -> list[str] | None:
+        """Return the layers' backends where lengths and resets can stay on the device, or None."""
+        given = (t for t in (self._lengths, self._resets) if isinstance(t, Tensor))
+        if all(t.device.type == "cpu" for t in given):
+            return None
+        backends = choose(stack, x, *operands, every_state=self._every_state)
+        projected = stack.proj_size > 0
+        if backends is None or not all(takes_marks(b, x.device, projected) for b in backends):
+            return None
+        return [backend.name for backend in backends]
+
+    def _marked(
+        self,
+        names: list[str],
+        stack: Stack,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        rows: Sequence[Row],
+        batch_sizes: Tensor | None,
+        n: int,
+        dropout: float,
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run layers without reading lengths and resets, a node for each scan."""
+        marks = None
+        if self._cuts:
+            lengths, resets = (t if t is None else t.to(x.device) for t in self.cuts(x))
+            if lengths is not None:
+                # Nothing waits for it: on a GPU it is the next call that does which will raise.
+                within = ((lengths >= 0) & (lengths <= x.shape[0])).all()
+                torch._assert_async(
+                    within, "lengths should be from 0 to the number of steps, got one that is not"
+                )
+            # Not len(x), which a tracer takes for a constant.
+            sizes = x.shape[0], n
+            marks = [mark(lengths, resets, *sizes, reverse, x) for reverse in (False, True)]
+        scans = Nodes(marks, self.anew(stack, x), not self._recompute, self._every_state)
+        result = run_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training, names, scans)
+        if self._every_state:
+            self.steps = torch.stack(scans.h, 1), torch.stack(scans.c, 1) if scans.c else None
+        return result
+
     def _layers(
         self,
         stack: Stack,
@@ -159,12 +225,12 @@ class Options:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         operands = stack, x, h0, c0, rows, batch_sizes, n
         if not self._every_state:
-            scan = partial(autograd.scan, recompute=True) if self._recompute else autograd.scan
-            return run_stack(*operands, dropout, training, scan=scan)
+            scans = partial(autograd.scan, recompute=True) if self._recompute else autograd.scan
+            return run_stack(*operands, dropout, training, scan=scans)
         backends = choose(*operands, every_state=True)
         if backends is None:
             raise RuntimeError("torch.nn was asked for, and does not return every step's states")
-        collector = _Collector(self._recompute)
+        collector = Collector(self._recompute)
         result = run_stack(*operands, dropout, training, backends, collector)
         self.steps = (
             torch.stack(collector.h, 1),
@@ -175,32 +241,6 @@ class Options:
 
 def _described(expected: tuple[object, ...] | None) -> str:
     return "None" if expected is None else "{} on {}".format(*expected)
-
-
-class _Collector:
-    """A scan that keeps the states of every step."""
-
-    def __init__(self, recompute: bool) -> None:
-        self._recompute = recompute
-        self.h: list[Tensor] = []
-        self.c: list[Tensor] = []
-
-    def __call__(
-        self,
-        backend: Backend,
-        cell: str,
-        inputs: Inputs,
-        batch_sizes: Tensor | None,
-        reverse: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        scan = backend, cell, inputs, batch_sizes, reverse, self._recompute
-        if inputs.c0 is None:
-            y, h_n, c_n = autograd.scan(*scan)
-        else:
-            y, h_n, c_n, c = autograd.scan_states(*scan)
-            self.c.append(c)
-        self.h.append(y)
-        return y, h_n, c_n
 
 
 def _by_time(segments: Segments, states: Tensor, n: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 from torch.nn.functional import embedding
 
-__all__ = ["Segments", "check_lengths", "check_resets", "cut"]
+__all__ = ["Segments", "check_lengths", "check_resets", "cut", "read"]
 
 
 class Segments(NamedTuple):
@@ -87,45 +87,33 @@ def _pick(states: Tensor, of_direction: Tensor) -> Tensor:
     return _take(states.flatten(0, 1), places.flatten()).view(*indices.shape, states.shape[2])
 
 
-def check_lengths(lengths: Tensor, steps: int, n: int | None) -> Tensor:
-    """Return lengths as (N,) int64 on the CPU.
+def check_lengths(lengths: Tensor, n: int | None) -> Tensor:
+    """Return lengths as (N,) int64, checked but for their values.
 
     Args:
-        lengths: (N,) integers on any device, or a single one for unbatched input
-        steps: the most that a length may be
+        lengths: (N,) integers, or a single one for unbatched input
         n: the number of sequences; None for unbatched input
 
     Raises:
         TypeError: if they are no tensor of integers.
-        ValueError: if their shape is another, or one is negative or too large.
-        RuntimeError: if vmap batches them.
+        ValueError: if their shape is another.
     """
     expected = "lengths should be a tensor of integers"
     if not isinstance(lengths, Tensor):
         raise TypeError(f"{expected}, got: {type(lengths).__name__}")
-    _check_not_batched("lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"{expected}, got: {lengths.dtype}")
     shape = () if n is None else (n,)
     if lengths.shape != shape:
         raise ValueError(f"lengths should have shape {shape}, got: {tuple(lengths.shape)}")
-    lengths = lengths.cpu().to(torch.int64).view(-1)
-    wrong = (lengths < 0) | (lengths > steps)
-    if wrong.any():
-        which = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"lengths should be from 0 to {steps}, the number of steps, "
-            f"got: {int(lengths[which])} at index {which}"
-        )
-    return lengths
+    return lengths.to(torch.int64).view(-1)
 
 
 def check_resets(resets: Tensor, steps: int, n: int | None, batch_first: bool) -> Tensor:
-    """Return resets as (T, N) on the CPU.
+    """Return resets as (T, N), checked.
 
     Args:
-        resets: booleans on any device, (T, N), (N, T) with ``batch_first``, (T,) for unbatched
-            input
+        resets: booleans, (T, N), (N, T) with ``batch_first``, (T,) for unbatched input
         steps: T
         n: N; None for unbatched input
         batch_first: whether the batch comes first
@@ -133,27 +121,41 @@ def check_resets(resets: Tensor, steps: int, n: int | None, batch_first: bool) -
     Raises:
         TypeError: if they are no tensor of booleans.
         ValueError: if their shape is another.
-        RuntimeError: if vmap batches them.
     """
     expected = "resets should be a tensor of booleans"
     if not isinstance(resets, Tensor):
         raise TypeError(f"{expected}, got: {type(resets).__name__}")
-    _check_not_batched("resets", resets)
     if resets.dtype != torch.bool:
         raise TypeError(f"{expected}, got: {resets.dtype}")
     shape = (steps,) if n is None else (n, steps) if batch_first else (steps, n)
     if resets.shape != shape:
         raise ValueError(f"resets should have shape {shape}, got: {tuple(resets.shape)}")
-    resets = resets.cpu().view(shape)
     if n is None:
         return resets.unsqueeze(1)
     return resets.t() if batch_first else resets
 
 
-def _check_not_batched(name: str, t: Tensor) -> None:
-    # Their numbers decide how many rows there are, which vmap needs to be the same for all.
-    if is_batchedtensor(t):
-        raise RuntimeError(f"{name} cannot be batched by vmap")
+def read(lengths: Tensor | None, resets: Tensor | None, steps: int) -> tuple[Tensor | None, ...]:
+    """Return lengths (N,) and resets (T, N) on the CPU, which waits for a GPU.
+
+    Raises:
+        ValueError: if a length is negative, or larger than ``steps``.
+        RuntimeError: if vmap batches them.
+    """
+    for name, t in (("lengths", lengths), ("resets", resets)):
+        # Their numbers decide how many rows there are, which vmap needs to be the same for all.
+        if t is not None and is_batchedtensor(t):
+            raise RuntimeError(f"{name} cannot be batched by vmap")
+    lengths, resets = (t if t is None else t.cpu() for t in (lengths, resets))
+    if lengths is not None:
+        wrong = (lengths < 0) | (lengths > steps)
+        if wrong.any():
+            which = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"lengths should be from 0 to {steps}, the number of steps, "
+                f"got: {int(lengths[which])} at index {which}"
+            )
+    return lengths, resets
 
 
 def cut(

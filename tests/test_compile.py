@@ -216,44 +216,45 @@ def test_an_ensemble_by_vmap_in_a_graph(layer):
 
 def op_arguments(variant, shape, name="native", device="cpu"):
     inputs, _ = make_inputs(variant, shape, torch.float32, device)
-    return name, variant[0], *inputs, False
+    return name, variant[0], *inputs, None, None, None, False, False
 
 
 @pytest.mark.parametrize("shape", [SMALL, Shape(3, 0, 3, 4, bias=False)])
 def test_opcheck(variant, shape, device):
-    name, cell, *inputs, reverse = op_arguments(variant, shape, device=device)
-    inputs = needing(Inputs(*inputs))
-    args = name, cell, *inputs, reverse
+    name, cell, *inputs = op_arguments(variant, shape, device=device)
+    inputs, others = needing(Inputs(*inputs[:8])), inputs[8:]
+    args = name, cell, *inputs, *others
     for training in (True, False):
         opcheck(SCAN.default, (*args, training))
     with torch.no_grad():
-        y, _, c_n, saved = SCAN(*args, True)
+        y, _, c_n, _, saved = SCAN(*args, True)
         c_n = c_n if EQUATIONS[cell].has_cell_state else None
+        needs = [*(t is not None for t in inputs), False, False]
         for kept in (saved, []):
-            given = (y, kept, torch.ones_like(y), None, c_n, [t is not None for t in inputs])
+            given = (y, kept, torch.ones_like(y), None, c_n, None, needs)
             opcheck(torch.ops.fused_rnn.scan_backward.default, (*args, *given))
 
 
 def test_gradients_of_a_node_that_saved_nothing(variant, device):
     found = []
-    name, cell, *inputs, reverse = op_arguments(variant, SMALL, device=device)
+    name, cell, *inputs = op_arguments(variant, SMALL, device=device)
     for name, training in (("native", True), ("native", False), ("reference", True), ("", False)):
-        operands = needing(Inputs(*inputs))
-        y, h_n, *_ = SCAN(name, cell, *operands, reverse, training)
+        operands = needing(Inputs(*inputs[:8]))
+        y, h_n, *_ = SCAN(name, cell, *operands, *inputs[8:], training)
         found.append(torch.autograd.grad((y.pow(2).sum(), h_n.sum()), present(operands)))
     for others in found[1:]:
         torch.testing.assert_close(others, found[0])
 
 
 def test_gradients_of_a_node_have_gradients(variant):
-    name, cell, *inputs, reverse = op_arguments(variant, SMALL)
+    name, cell, *inputs = op_arguments(variant, SMALL)
     penalties = []
     for backend in (name, "reference"):
-        operands = needing(Inputs(*inputs))
+        operands = needing(Inputs(*inputs[:8]))
         if backend == name:
-            y, *_ = SCAN(backend, cell, *operands, reverse, True)
+            y, *_ = SCAN(backend, cell, *operands, *inputs[8:], True)
         else:
-            y, *_ = reference.forward(cell, operands, None, reverse, True)
+            y, *_ = reference.forward(cell, operands, None, False, True)
         (dx,) = torch.autograd.grad(y.pow(2).sum(), operands.x, create_graph=True)
         penalties.append(torch.autograd.grad(dx.pow(2).sum(), operands.w_hh)[0])
     torch.testing.assert_close(*penalties)
@@ -286,26 +287,6 @@ def test_a_learned_initial_state_and_single_steps(layer):
     torch.testing.assert_close(leaves(compiled(x)), leaves(generate(x)))
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize(
-    "call",
-    [
-        {"lengths": torch.tensor([2, 0])},
-        {"resets": torch.tensor([[False, True]] * 5)},
-        {"return_states": True},
-    ],
-    ids=lambda call: next(iter(call)),
-)
-def test_the_options_of_a_call_break_the_graph(layer, call):
-    module, compiler = getattr(fused_rnn, layer)(3, 4), Counting()
-    compiled = torch.compile(lambda x: module(2 * x, **call), backend=compiler)
-    x = torch.randn(5, 2, 3)
-    torch.testing.assert_close(leaves(compiled(x)), leaves(module(2 * x, **call)))
-    # What is left of the graphs is the product: no scan is in there, unrolled or as a node.
-    calls = [n for g in compiler.graphs for n in g.graph.nodes if n.op.startswith("call_")]
-    assert len(calls) == 1
-
-
 FUNCTIONS = [
     ("gru", {"recompute": True}),
     ("gru", {"initial_state": torch.ones(1, 1, 4)}),
@@ -333,17 +314,6 @@ def test_functions_take_what_graphs_can_have(name, options, autocast):
     assert len(compiler.scans()) == 1
     if "recompute" in options:
         assert all(node.args[-1] is False for node in compiler.scans())
-
-
-def test_a_function_with_lengths_breaks_the_graph():
-    weights, x = list(nn.GRU(3, 4).parameters()), torch.randn(5, 2, 3)
-
-    def run(x):
-        given = {"lengths": torch.tensor([2, 5]), "initial_state": torch.ones(1, 1, 4)}
-        return fused_rnn.functional.gru(2 * x, None, [weights], **given)[0]
-
-    compiled = torch.compile(run, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), run(x))
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -276,9 +276,3 @@ def test_options_of_functions_that_graphs_can_have(options):
     program = export(model, (x,))
     assert sum("scan" in str(n.target) for n in program.graph.nodes) == 1
     torch.testing.assert_close(program.module()(x), model(x))
-
-
-def test_options_of_functions_that_cannot_be_exported_say_so():
-    model, x = Function(lengths=torch.tensor([2, 5])), torch.randn(5, 2, 3)
-    with pytest.raises(Exception, match=r"lengths, resets and the states .* cannot be exported"):
-        export(model, (x,), strict=False)

@@ -15,17 +15,32 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any, NamedTuple, cast
 
-from fused_rnn.backends.base import Backend, Inputs, Problem, Selection
+from fused_rnn.backends.base import (
+    ANEW,
+    BEGINS,
+    DEAD,
+    GOES_ON,
+    Backend,
+    Inputs,
+    Marked,
+    Problem,
+    Selection,
+)
 from fused_rnn.backends.transforms import ONLY_REFERENCE, TORCH_FUNC
 
 # The modules of the backends import the names above from here.
 from fused_rnn.backends import native, reference, triton  # isort: skip
 
 __all__ = [
+    "ANEW",
     "BACKENDS",
+    "BEGINS",
+    "DEAD",
+    "GOES_ON",
     "TORCH",
     "Backend",
     "Inputs",
+    "Marked",
     "Problem",
     "Record",
     "Selection",

@@ -7,7 +7,22 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Backend", "Inputs", "Problem", "Selection"]
+__all__ = [
+    "ANEW",
+    "BEGINS",
+    "DEAD",
+    "GOES_ON",
+    "Backend",
+    "Inputs",
+    "Marked",
+    "Problem",
+    "Selection",
+]
+
+# The marks of a padded batch's steps, which tell where a step takes its state from: none, as it is
+# past its sequence's end; the step before it in the order of the scan; the initial state that was
+# given; the state after a reset.
+DEAD, GOES_ON, BEGINS, ANEW = range(4)
 
 
 class Inputs(NamedTuple):
@@ -24,6 +39,18 @@ class Inputs(NamedTuple):
     b_ih: Tensor | None  # (G*H,)
     b_hh: Tensor | None  # (G*H,)
     w_hr: Tensor | None  # (P, H), LSTM with a projection only
+
+
+class Marked(NamedTuple):
+    """What beside Inputs a scan of padded sequences takes: where their steps take states from.
+
+    With a reverse scan, what has BEGINS is a sequence's last step, and what is ANEW comes before a
+    reset. A sequence has at most one BEGINS, the first of its steps in the order of the scan.
+    """
+
+    marks: Tensor  # (T, N), uint8: DEAD, GOES_ON, BEGINS, ANEW
+    h: Tensor | None  # (R,): the state after a reset; None: zeros
+    c: Tensor | None  # (H,), LSTM only; None: zeros
 
 
 class Problem(NamedTuple):
@@ -109,6 +136,42 @@ class Backend(Protocol):
 
         Optional: called only where ``supports()`` takes ``problem.states`` for a cell with a cell
         state.
+        """
+
+    def takes_marks(self, device: torch.device, projected: bool) -> bool:
+        """Return whether :meth:`marked_forward` can run there. Optional: False."""
+
+    def marked_forward(
+        self,
+        cell: str,
+        inputs: Inputs,
+        marked: Marked,
+        reverse: bool,
+        training: bool,
+        every_c: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...], Tensor | None]:
+        """Scan padded sequences; return y, h_n, c_n, what to save, every step's c | None.
+
+        Optional: called only where :meth:`takes_marks` says so.
+        """
+
+    def marked_backward(
+        self,
+        cell: str,
+        inputs: Inputs,
+        marked: Marked,
+        reverse: bool,
+        y: Tensor,
+        saved: tuple[Tensor, ...],
+        dy: Tensor | None,
+        dh_n: Tensor | None,
+        dc_n: Tensor | None,
+        needs: tuple[bool, ...],
+        dc: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the order of Inputs, then of ``marked.h`` and ``marked.c``.
+
+        Optional, as :meth:`marked_forward`.
         """
 
 

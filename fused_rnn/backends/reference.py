@@ -5,10 +5,12 @@ Slow, and right for every dtype, device and transform that plain torch is right 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import Inputs, Problem
+from fused_rnn.backends import ANEW, BEGINS, DEAD, Inputs, Marked, Problem
 from fused_rnn.cells import CELLS, State, Weights
 
 name = "reference"
@@ -62,6 +64,38 @@ def scan_states(
     y = _in_time([step.h for step in steps], batch_sizes)
     c = _in_time([step.c for step in steps], batch_sizes)
     return y.to(dtype), state.h.to(dtype), state.c.to(dtype), c.to(dtype)
+
+
+def marked(
+    cell: str, inputs: Inputs, of: Marked, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Scan one layer over padded sequences, every step for all of them.
+
+    Shape:
+        - y: (T, N, R), h_n: (N, R), c_n: (N, H) or None, c: (T, N, H) or None
+    """
+    dtype, step = inputs.x.dtype, CELLS[cell].step
+    marks = of.marks.unsqueeze(2)
+    live = marks != DEAD
+    # What is past an end may be anything, and a gradient of zero times NaN is NaN.
+    inputs = _widened(inputs._replace(x=torch.where(live, inputs.x, 0)))
+    given, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
+    anew = State(*(0 if a is None else a.to(inputs.x.dtype) for a in (of.h, of.c)))
+    state, times, states = given, range(len(marks)), []
+    for t in reversed(times) if reverse else times:
+        before = _where(marks[t] == BEGINS, given, _where(marks[t] == ANEW, anew, state))
+        after = step(inputs.x[t], before, weights)
+        state = _where(live[t], after, state)
+        states.append(_where(live[t], after, State(0, 0)))
+    h, c = zip(*states[::-1] if reverse else states, strict=True)
+    c = None if state.c is None else torch.stack(c).to(dtype)
+    c_n = None if state.c is None else state.c.to(dtype)
+    return torch.stack(h).to(dtype), state.h.to(dtype), c_n, c
+
+
+def _where(condition: Tensor, state: State, other: State) -> State:
+    c = None if state.c is None or other.c is None else torch.where(condition, state.c, other.c)
+    return State(torch.where(condition, state.h, other.h), c)
 
 
 def _widened(inputs: Inputs) -> Inputs:
@@ -151,17 +185,52 @@ def backward(
     Returns:
         The gradients in the order of :class:`Inputs`, None where ``needs`` is False.
     """
+
+    def run(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dc is None:
+            return forward(cell, Inputs(*tensors), batch_sizes, reverse, True)[:3]
+        return scan_states(cell, Inputs(*tensors), batch_sizes, reverse)
+
+    return _differentiate(run, inputs, needs, (dy, dh_n, dc_n, dc))
+
+
+def marked_backward(
+    cell: str,
+    inputs: Inputs,
+    of: Marked,
+    reverse: bool,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    needs: tuple[bool, ...],
+    dc: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Differentiate :func:`marked` as :func:`backward` does a scan.
+
+    Returns:
+        The gradients in the order of :class:`Inputs`, then of the state after a reset.
+    """
+
+    def run(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, h, c = tensors
+        return marked(cell, Inputs(*tensors), Marked(of.marks, h, c), reverse)
+
+    return _differentiate(run, (*inputs, of.h, of.c), needs, (dy, dh_n, dc_n, dc))
+
+
+def _differentiate(
+    run: Callable[..., tuple[Tensor | None, ...]],
+    operands: Sequence[Tensor | None],
+    needs: tuple[bool, ...],
+    given: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """Return the operands' gradients, given those of what ``run`` makes of them."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Where one input was computed from another (h0 from x, say), autograd.grad would follow
         # that path too and count it a second time; an alias of each input ends it here.
-        aliases = Inputs(*map(_alias, inputs, needs))
-        if dc is None:
-            results = forward(cell, aliases, batch_sizes, reverse, True)[:3]
-        else:
-            results = scan_states(cell, aliases, batch_sizes, reverse)
-        given = (dy, dh_n, dc_n, dc)[: len(results)]
-        used = [(r, d) for r, d in zip(results, given, strict=True) if d is not None]
+        aliases = list(map(_alias, operands, needs))
+        used = [(r, d) for r, d in zip(run(*aliases), given) if d is not None]  # noqa: B905 (no c)
         gradients = iter(
             torch.autograd.grad(
                 [r for r, _ in used],

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from torch._C import _is_any_autocast_enabled, _is_tracing, _len_torch_dispatch_stack
-from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
+from torch._C._functorch import CInterpreter, TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
 __all__ = ["ONLY_REFERENCE", "TORCH_FUNC", "active", "constant_in_graphs", "jit_traces"]
@@ -46,8 +46,11 @@ def jit_traces() -> bool:
 @constant_in_graphs
 def active() -> str | None:
     """Return the name of what is active, or None; on the path of every call, so one C call each."""
-    if peek_interpreter_stack() is not None:
-        return _functorch()
+    # Not peek_interpreter_stack, whose result TorchDynamo takes for something else than None where
+    # it compiles this very function, after a break of the graph.
+    stack = get_interpreter_stack()
+    if stack:
+        return _functorch(stack)
     if forward_ad._current_level >= 0:
         return FORWARD_AD
     if _is_any_autocast_enabled():
@@ -59,8 +62,8 @@ def active() -> str | None:
     return None
 
 
-def _functorch() -> str:
-    kinds = {interpreter.key() for interpreter in get_interpreter_stack()}
+def _functorch(stack: list[CInterpreter]) -> str:
+    kinds = {interpreter.key() for interpreter in stack}
     if TransformType.Vmap in kinds:
         return VMAP
     if TransformType.Jvp in kinds:

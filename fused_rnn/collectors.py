@@ -1,0 +1,92 @@
+"""Ways to scan that keep the states of every step, for :func:`fused_rnn.stack.run_stack` to call.
+
+It calls them for one layer and direction after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fused_rnn import autograd
+from fused_rnn.backends import Backend, Inputs, Marked
+from fused_rnn.node import scan
+
+__all__ = ["Collector", "Nodes"]
+
+
+class Collector:
+    """Scans packed or dense data.
+
+    Args:
+        recompute: whether backward makes anew what it needs
+
+    Attributes:
+        h: of each layer and direction, every step's h
+        c: likewise, empty for a cell without cell state
+    """
+
+    def __init__(self, recompute: bool) -> None:
+        self._recompute = recompute
+        self.h: list[Tensor] = []
+        self.c: list[Tensor] = []
+
+    def __call__(
+        self,
+        backend: Backend,
+        cell: str,
+        inputs: Inputs,
+        batch_sizes: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        scan = backend, cell, inputs, batch_sizes, reverse, self._recompute
+        if inputs.c0 is None:
+            y, h_n, c_n = autograd.scan(*scan)
+        else:
+            y, h_n, c_n, c = autograd.scan_states(*scan)
+            self.c.append(c)
+        self.h.append(y)
+        return y, h_n, c_n
+
+
+class Nodes:
+    """Scans padded sequences, as nodes.
+
+    Args:
+        marks: (T, N) of each direction; None where all sequences have all steps
+        anew: h (L*D, 1, R) and c (L*D, 1, H) after a reset, None for zeros
+        keep: whether backward gets what it needs from forward
+        every_state: whether every step's states are kept here
+
+    Attributes:
+        h, c: as in :class:`Collector`, empty where they are not asked for
+    """
+
+    def __init__(
+        self,
+        marks: Sequence[Tensor] | None,
+        anew: tuple[Tensor | None, Tensor | None],
+        keep: bool,
+        every_state: bool,
+    ) -> None:
+        self._marks, self._anew, self._keep = marks, anew, keep
+        self._every_state, self._count = every_state, 0
+        self.h: list[Tensor] = []
+        self.c: list[Tensor] = []
+
+    def __call__(
+        self, name: str, cell: str, inputs: Inputs, batch_sizes: None, reverse: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        marked, k = None, self._count
+        self._count += 1
+        if self._marks is not None:
+            h, c = (a if a is None else a[k, 0] for a in self._anew)
+            marked = Marked(self._marks[reverse], h, c)
+        every_c = self._every_state and inputs.c0 is not None
+        y, h_n, c_n, c = scan(name, cell, inputs, marked, reverse, self._keep, every_c)
+        if self._every_state:
+            self.h.append(y)
+        if every_c:
+            self.c.append(c)
+        return y, h_n, c_n
