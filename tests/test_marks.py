@@ -9,10 +9,14 @@ import torch
 from operands import Shape, make_inputs, needing, present
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jvp, vmap
+from twins import CONFIGURED, leaves
 
+import fused_rnn
 from fused_rnn import marks, node
+from fused_rnn import options as options_of_calls
 from fused_rnn.backends import ANEW, BEGINS, DEAD, GOES_ON, Inputs, Marked, reference
 from fused_rnn.cells import CELLS
+from fused_rnn.options import Options
 
 SHAPES = {
     "odd": (Shape(6, 5, 3, 7), (6, 0, 3, 1, 6)),
@@ -252,3 +256,37 @@ def test_transforms(variant):
     _, found = jvp(run, (inputs.x,), (tangent,))
     near = (run(inputs.x + eps * tangent) - run(inputs.x - eps * tangent)) / (2 * eps)
     torch.testing.assert_close(found, near, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
+@pytest.mark.parametrize(("layer", "options"), CONFIGURED)
+def test_layers_that_leave_them_where_they_are(layer, options, recompute, monkeypatch):
+    module = getattr(fused_rnn, layer)(3, 4, **options, learn_initial_state=True).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.uniform_(-1, 1)
+    module.recompute = recompute
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5, 5, 3, dtype=torch.float64, requires_grad=True)
+    given = {
+        "lengths": torch.tensor([5, 0, 3, 1, 5]),
+        "resets": torch.rand(5, 5, generator=generator) < 0.3,
+        "return_states": True,
+    }
+    found = []
+    for names in (None, ["native"] * module.num_layers):
+        if names is not None:  # as on a GPU
+            monkeypatch.setattr(Options, "_marking", lambda *_, names=names: names)
+            monkeypatch.delattr(options_of_calls, "read")
+        results = leaves(module(x, **given))
+        total = sum(r.pow(2).sum() for r in results)
+        found.append((results, torch.autograd.grad(total, [x, *module.parameters()])))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("wrong", [6, -1])
+def test_a_length_that_is_wrong_is_told_without_being_read(wrong, monkeypatch):
+    monkeypatch.setattr(Options, "_marking", lambda *_: ["native"])
+    module, x = fused_rnn.GRU(3, 4), torch.randn(5, 2, 3)
+    with pytest.raises(RuntimeError, match="lengths should be from 0 to the number of steps"):
+        module(x, lengths=torch.tensor([wrong, 2]))
