@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Backend", "Inputs", "Problem", "Selection"]
+__all__ = ["Backend", "Inputs", "Marked", "Problem", "Selection"]
 
 
 class Inputs(NamedTuple):
@@ -24,6 +24,20 @@ class Inputs(NamedTuple):
     b_ih: Tensor | None  # (G*H,)
     b_hh: Tensor | None  # (G*H,)
     w_hr: Tensor | None  # (P, H), LSTM with a projection only
+
+
+class Marked(NamedTuple):
+    """Where the steps of a padded batch take their states from, told on its own device.
+
+    A mark is 0 where there is no such step (past the sequence's end), 1 where a step goes on from
+    the one before it in the order of the scan, 2 where it begins from the sequence's initial state,
+    3 where it begins from the state after a reset. A sequence's steps are the first ones in time;
+    the first of them in the order of the scan is never marked 1, and no other one 2.
+    """
+
+    marks: Tensor  # (T, N), uint8
+    h: Tensor | None  # (R,), the state after a reset; None for zeros
+    c: Tensor | None  # (H,), likewise
 
 
 class Problem(NamedTuple):
