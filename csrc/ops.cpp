@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "cpu/scratch.h"
+#include "marked_ops.h"
 
 namespace fused_rnn {
 namespace {
@@ -101,6 +102,25 @@ struct Cpu {
   }
 };
 
+// On the CPU lengths and resets can be read at once, and make packed segments.
+struct NoMarks {
+  static std::array<Tensor, 5> forward(CellKind, const Operands&, const Marked&, bool, bool, bool) {
+    refuse();
+    return {};
+  }
+  static std::array<Tensor, 9> backward(CellKind, const Operands&, const Marked&, bool,
+                                        const Incoming&, std::int64_t) {
+    refuse();
+    return {};
+  }
+
+ private:
+  static void refuse() {
+    STD_TORCH_CHECK(false,
+                    "fused_rnn: x should be on a CUDA device with marks, got one on the CPU");
+  }
+};
+
 std::string simd_level() { return cpu::level().name; }
 
 // Elements of `saved` for each row of the data: what tells torch's tracers its size.
@@ -116,11 +136,15 @@ std::int64_t saved_per_row(std::string cell, torch::headeronly::ScalarType dtype
 
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   define_ops(m);
+  define_marked_ops(m);
   m.def("simd_level() -> str");
   m.def("saved_per_row(str cell, ScalarType dtype, int H) -> int");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { implement_ops<Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
+  implement_ops<Cpu>(m);
+  implement_marked_ops<NoMarks>(m);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("simd_level", TORCH_BOX(&simd_level));

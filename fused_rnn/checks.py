@@ -98,7 +98,9 @@ def _weight_shapes(
         w_ih = (rows, r * directions if layer else input_size)
         biases = ((rows,), (rows,)) if bias else ()
         projection = ((p, h),) if p else ()
-        shapes += [(w_ih, (rows, r), *biases, *projection)] * directions
+        row = (w_ih, (rows, r), *biases, *projection)
+        # TorchDynamo of torch 2.11 fails to compare a shape with a plain tuple that is a constant.
+        shapes += [tuple(torch.Size(shape) for shape in row)] * directions
     return tuple(shapes)
 
 

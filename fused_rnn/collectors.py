@@ -82,7 +82,7 @@ class Nodes:
         self._count += 1
         if self._marks is not None:
             h, c = (a if a is None else a[k, 0] for a in self._anew)
-            marked = Marked(self._marks[reverse], h, c)
+            marked = Marked(self._marks[int(reverse)], h, c)
         every_c = self._every_state and inputs.c0 is not None
         y, h_n, c_n, c = scan(name, cell, inputs, marked, reverse, self._keep, every_c)
         if self._every_state:

@@ -19,6 +19,8 @@ from fused_rnn.backends import (
     Backend,
     Inputs,
     Marked,
+    native,
+    native_marked,
     reference,
 )
 from fused_rnn.segments import cut
@@ -58,10 +60,9 @@ def mark(
     return marks if lengths is None else marks.masked_fill(times > last, DEAD)
 
 
-def takes_marks(backend: Backend, device: torch.device, projected: bool) -> bool:
+def takes_marks(backend: Backend | None, device: torch.device, projected: bool) -> bool:
     """Return whether a backend has kernels of its own for marks, and need not pack."""
-    takes = getattr(backend, "takes_marks", None)
-    return takes is not None and takes(device, projected)
+    return backend is native and device.type == "cuda" and not projected
 
 
 def forward(
@@ -81,7 +82,7 @@ def forward(
         y, h_n, c_n, c = reference.marked(cell, inputs, marked, reverse)
         return y, h_n, c_n, (), c if every_c else None
     if takes_marks(backend, inputs.x.device, inputs.w_hr is not None):
-        return backend.marked_forward(cell, inputs, marked, reverse, training, every_c)
+        return native_marked.marked_forward(cell, inputs, marked, reverse, training, every_c)
     rows = _Rows(inputs, marked, reverse)
     scan = cell, rows.inputs, rows.batch_sizes, reverse
     c = None
@@ -122,7 +123,7 @@ def backward(
     if not saved:
         saved = forward(backend, *operands, True, dc is not None)[3]
     if takes_marks(backend, inputs.x.device, inputs.w_hr is not None):
-        return backend.marked_backward(*operands, y, saved, dy, dh_n, dc_n, needs, dc)
+        return native_marked.marked_backward(*operands, y, saved, dy, dh_n, dc_n, needs, dc)
     rows = _Rows(inputs, marked, reverse)
     saved = tuple(map(_unpadded, saved, backend.saved(cell, rows.inputs)))
     y, dy, dc = (d if d is None else rows.pack(d) for d in (y, dy, dc))

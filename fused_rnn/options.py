@@ -19,7 +19,7 @@ from fused_rnn.cells import CELLS
 from fused_rnn.checks import Row, Stack
 from fused_rnn.collectors import Collector, Nodes
 from fused_rnn.compiled import choose_in_graph, run_stack_in_graph
-from fused_rnn.marks import mark, takes_marks
+from fused_rnn.marks import mark
 from fused_rnn.node import WHEN_RUN
 from fused_rnn.segments import Segments, check_lengths, check_resets, cut, read
 from fused_rnn.stack import choose, initial_states, run_stack
@@ -168,16 +168,13 @@ class Options:
         # torch.nn's own forward, where that was asked for, knows nothing of what is asked for here.
         return self._marked([WHEN_RUN if name is None else name for name in names], *operands)
 
-    def _marking(self, stack: Stack, x: Tensor, *operands: Any) -> list[str] | None:
+    def _marking(self, *operands: Any) -> list[str] | None:
         """Return the layers' backends where lengths and resets can stay on the device, or None."""
         given = (t for t in (self._lengths, self._resets) if isinstance(t, Tensor))
         if all(t.device.type == "cpu" for t in given):
             return None
-        backends = choose(stack, x, *operands, every_state=self._every_state)
-        projected = stack.proj_size > 0
-        if backends is None or not all(takes_marks(b, x.device, projected) for b in backends):
-            return None
-        return [backend.name for backend in backends]
+        backends = choose(*operands, every_state=self._every_state, marked=True)
+        return None if backends is None else [backend.name for backend in backends]
 
     def _marked(
         self,

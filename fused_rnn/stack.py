@@ -18,6 +18,7 @@ from fused_rnn import autograd
 from fused_rnn.backends import Backend, Inputs, Problem, Selection, note, select, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.checks import Row, Stack, cell_fits
+from fused_rnn.marks import takes_marks
 
 __all__ = [
     "CELL_MISFIT",
@@ -167,10 +168,13 @@ def choose(
     batch_sizes: Tensor | None,
     n: int,
     every_state: bool = False,
+    marked: bool = False,
 ) -> list[Backend] | None:
     """Return a backend for each layer, or None if one has none: torch's operator runs them all.
 
-    With ``every_state`` they are ones that return the states of every step.
+    Args:
+        every_state: whether they have to return the states of every step
+        marked: whether x is padded, with marks; then None says that not all have kernels for that
     """
     cell, i, h, p, layers, directions, _ = stack
     steps = x.shape[0] if batch_sizes is None else len(batch_sizes)
@@ -182,11 +186,14 @@ def choose(
         of_layer = chain.from_iterable(rows[layer * directions : (layer + 1) * directions])
         needs = needs or (grad and any(w.requires_grad for w in of_layer))
         problem = Problem(
-            cell, x.device, x.dtype, steps, n, i, h, p, ragged, needs, transform, every_state
-        )
+            cell, x.device, x.dtype, steps, n, i, h, p, ragged, needs, transform, every_state,
+            marked,
+        )  # fmt: skip
         choices.append((problem, select(problem)))
         i = (p or h) * directions
     backends = [selection.backend for _, selection in choices]
+    if marked and not all(takes_marks(backend, x.device, p > 0) for backend in backends):
+        return None
     by_torch = None in backends
     for layer, (problem, selection) in enumerate(choices):
         if by_torch and selection.backend is not None:

@@ -6,6 +6,7 @@
 
 #include <Python.h>
 
+#include "marked_path.h"
 #include "persistent_path.h"
 
 namespace fused_rnn {
@@ -15,6 +16,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) { cuda::define_persistent_ops(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) {
   implement_ops<cuda::Cuda>(m);
+  implement_marked_ops<cuda::MarkedCuda>(m);
   m.impl("persistent_plan", TORCH_BOX(&cuda::persistent_plan));
   m.impl("persistent_floor", TORCH_BOX(&cuda::persistent_floor));
 }

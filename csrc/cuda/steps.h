@@ -13,7 +13,23 @@
 namespace fused_rnn {
 namespace cuda {
 
+// Where a step of one sequence takes its state from, where only the device knows: `inner` and `outer`
+// then say nothing. A sequence's steps are the first ones in time; whatever number stands for a mark,
+// nothing outside the arrays is read or written.
+enum class Mark : std::uint8_t {
+  kDead,    // there is no such step: past the sequence's end
+  kGoesOn,  // from the step before it in scan order
+  kBegins,  // from the sequence's initial state
+  kAnew,    // from the state after a reset, which is the same for all sequences
+};
+
+struct Marks {
+  const Mark* here;   // (N,)
+  const Mark* later;  // (N,)  of the later step in scan order; null: there is none
+};
+
 struct Step {
+  static constexpr bool kMarked = false;
   CellKind cell;
   Dtype dtype;
   std::int64_t N, H;
@@ -54,6 +70,23 @@ struct BackwardStep : Step {
   void* h;                // (N, H)      S  null, or LSTM's h' before a projection, made again
 };
 
+// A step with marks. `initial` has N + 1 rows here, the last of them the state after a reset. Where
+// there is no step, all outputs are zero, but h_n, c_n and carry stay as they are.
+struct MarkedForwardStep : ForwardStep {
+  static constexpr bool kMarked = true;
+  Marks marks;
+  const void* first;  // (N + 1, G*H)  T  initial h W_hh^T
+};
+
+// What steps pass back to initial states is added up: first each sequence's own to its given state,
+// then each sequence's to the state after a reset.
+struct MarkedBackwardStep : BackwardStep {
+  static constexpr bool kMarked = true;
+  Marks marks;
+  void* dfirst;    // (2 N, G*H)  T  gradients of initial h W_hh^T
+  void* dinitial;  // (2 N, H)    T  of the elementwise state; RNN null
+};
+
 // The whole gradient of h of one step, where a projection stands between it and the gates.
 struct HiddenStep {
   Dtype dtype;
@@ -76,6 +109,8 @@ struct LaunchRefused : std::runtime_error {
 void launch_forward_step(const ForwardStep& step, Stream stream);
 void launch_backward_step(const BackwardStep& step, Stream stream);
 void launch_hidden_step(const HiddenStep& step, Stream stream);
+void launch_marked_forward_step(const MarkedForwardStep& step, Stream stream);
+void launch_marked_backward_step(const MarkedBackwardStep& step, Stream stream);
 
 }  // namespace cuda
 }  // namespace fused_rnn

@@ -1,10 +1,11 @@
-// The stepwise path: any T, N, H, type, ragged or not, with projections. The input product is made
-// once for all steps; then each step takes one matrix product and one fused gate kernel; dW, db and
-// dx are products over all steps afterwards. Products go through PyTorch's dispatcher (cuBLAS, its
-// TF32 setting and its workspaces), so nothing here waits for the device or knows a stream but the
-// current one.
+// The stepwise path: any T, N, H, type, ragged or not, with projections or with marks. The input
+// product is made once for all steps; then each step takes one matrix product and one fused gate
+// kernel; dW, db and dx are products over all steps afterwards. Products go through PyTorch's
+// dispatcher (cuBLAS, its TF32 setting and its workspaces), so nothing here waits for the device or
+// knows a stream but the current one.
 #pragma once
 
+#include "marking.h"
 #include "operands.h"
 #define FUSED_RNN_LEVEL order
 #include "order.h"
@@ -24,9 +25,11 @@ constexpr std::int64_t kChunkElements = FUSED_RNN_CHUNK_ELEMENTS;
 // One problem: what forward and backward share.
 class Stepwise {
  public:
-  Stepwise(CellKind cell, const Operands& in, bool reverse)
+  // Where there is a marking, all sequences have T steps as far as the host knows.
+  Stepwise(CellKind cell, const Operands& in, bool reverse, Marking* marking = nullptr)
       : cell_(cell),
         in_(in),
+        marking_(marking),
         steps_(in.steps(), in.N, static_cast<const std::int64_t*>(read(in.batch_sizes)), reverse),
         reverse_(reverse),
         joins_(reverse && in.batch_sizes.has_value()),
@@ -62,11 +65,14 @@ class Stepwise {
     }
     const Tensor w_hh = transposed(in_.w_hh);
 
-    ForwardStep s{};
+    MarkedForwardStep s{};
     s.b_ih = read(in_.b_ih), s.b_hh = read(in_.b_hh);
     s.recurrent = recurrent.const_data_ptr();
     s.training = training;
     s.c_n = lstm ? write(out[2]) : nullptr;
+    if (marking_ != nullptr) {
+      marking_->begin(s, out);
+    }
     std::int64_t chunk_begins = 0, chunk_ends = 0;  // a row, a step
     for (std::int64_t k = 0; k < steps_.T; ++k) {
       if (k == chunk_ends) {
@@ -79,8 +85,10 @@ class Stepwise {
       set_step(s, k);
       const std::int64_t begin = steps_.begin(k), before = steps_.begin(k - 1);
       const bool from_y = !joins_ && k > 0;
-      Tensor sums = matrix(recurrent, 0, s.N, columns_);
-      multiply(matrix(from_y ? out[0] : carried, from_y ? before : 0, s.N, in_.R), w_hh, sums);
+      if (k > 0 || marking_ == nullptr) {
+        Tensor sums = matrix(recurrent, 0, s.N, columns_);
+        multiply(matrix(from_y ? out[0] : carried, from_y ? before : 0, s.N, in_.R), w_hh, sums);
+      }
 
       s.gates = at(all, real_, (begin - chunk_begins) * columns_);
       void* const extra = training ? at(all, real_, rows_ * columns_ + begin * in_.H) : nullptr;
@@ -95,7 +103,7 @@ class Stepwise {
       s.h_n = in_.P > 0 ? nullptr : out[1].data_ptr();
       s.c_again = every_c ? at(out[3], element_, begin * in_.H) : nullptr;
       s.h_again = in_.P == 0 && joins_ ? carried.data_ptr() : nullptr;
-      launch_forward_step(s, stream_);
+      launch(s);
       if (in_.P > 0) {
         project(unprojected, s, begin, out[0], out[1], carried);
       }
@@ -123,7 +131,10 @@ class Stepwise {
 
     const Tensor w_hh = matrix(in_.w_hh), w_hr = in_.P > 0 ? matrix(*in_.w_hr) : w_hh;
 
-    BackwardStep s{};
+    MarkedBackwardStep s{};
+    if (marking_ != nullptr) {
+      marking_->begin(s);
+    }
     s.dc_n = read(given.dc_n);
     s.carry = has_extra() ? carry.data_ptr() : nullptr;
     for (std::int64_t k = steps_.T - 1; k >= 0; --k) {
@@ -154,13 +165,13 @@ class Stepwise {
       }
       s.dgates_x = at(dgates_x, element_, begin * columns_);
       s.dgates_h = gru ? at(dgates_h, element_, begin * columns_) : nullptr;
-      launch_backward_step(s, stream_);
-      if (k > 0 || out[1].numel() > 0) {
+      launch(s);
+      if (k > 0 || (marking_ == nullptr && out[1].numel() > 0)) {
         Tensor passed = matrix(recurrent, 0, s.N, in_.R);
         multiply(matrix(dgates_h, begin, s.N, columns_), w_hh, passed);
       }
     }
-    initial_gradients(recurrent, carry, out);
+    initial_gradients(given, recurrent, carry, out);
     operand_gradients(given, dgates_x, dgates_h, dprojected, unprojected, out);
     return out;
   }
@@ -179,13 +190,25 @@ class Stepwise {
     return static_cast<char*>(t.data_ptr()) + element * bytes;
   }
 
-  void set_step(Step& s, std::int64_t k) const {
+  template <class S>
+  void set_step(S& s, std::int64_t k) const {
     s.cell = cell_;
     s.dtype = checked_dtype(in_.x);
     s.N = steps_.batch(k), s.H = in_.H;
     s.inner = std::min(steps_.batch(k - 1), s.N);
     s.outer = std::min(steps_.batch(k + 1), s.N);
     s.initial = cell_ == CellKind::kLstm ? read(in_.c0) : in_.h0.const_data_ptr();
+    if (marking_ != nullptr) {
+      marking_->set(s, k);
+    }
+  }
+
+  void launch(const MarkedForwardStep& s) const {
+    marking_ != nullptr ? launch_marked_forward_step(s, stream_) : launch_forward_step(s, stream_);
+  }
+  void launch(const MarkedBackwardStep& s) const {
+    marking_ != nullptr ? launch_marked_backward_step(s, stream_)
+                        : launch_backward_step(s, stream_);
   }
 
   void project(const Tensor& unprojected, const ForwardStep& s, std::int64_t begin, const Tensor& y,
@@ -203,13 +226,14 @@ class Stepwise {
   }
 
   // Every sequence's first step left its row of these behind, whenever that was.
-  void initial_gradients(const Tensor& recurrent, const Tensor& carry,
+  void initial_gradients(const Incoming& given, const Tensor& recurrent, const Tensor& carry,
                          std::array<Tensor, 8>& out) const {
+    if (marking_ != nullptr) {
+      return marking_->initial_gradients(given, out);
+    }
     if (out[1].numel() > 0) {
-      // The stable ABI has a difference of tensors, but no sum.
       const bool both = cell_ == CellKind::kGru;
-      torch::stable::copy_(out[1],
-                           both ? torch::stable::subtract(recurrent, carry, -1.0) : recurrent);
+      torch::stable::copy_(out[1], both ? added(recurrent, carry) : recurrent);
     }
     if (out[2].numel() > 0) {
       torch::stable::copy_(out[2], carry);
@@ -224,7 +248,8 @@ class Stepwise {
       multiply(dgates_x, matrix(in_.w_ih), dx);
     }
     if (out[3].numel() > 0) {
-      multiply(transposed(dgates_x), matrix(in_.x, 0, rows_, in_.I), out[3]);
+      const Tensor x = marking_ != nullptr ? marking_->clear_x() : matrix(in_.x, 0, rows_, in_.I);
+      multiply(transposed(dgates_x), x, out[3]);
     }
     if (out[4].numel() > 0) {
       multiply(transposed(dgates_h), hidden_before(given.y), out[4]);
@@ -246,6 +271,9 @@ class Stepwise {
 
   // (rows, R): h of the step before each row's.
   Tensor hidden_before(const Tensor& y) const {
+    if (marking_ != nullptr) {
+      return marking_->hidden_before(y);
+    }
     std::vector<Tensor> pieces;
     const auto append = [&](const Tensor& t, std::int64_t begin, std::int64_t n) {
       if (n > 0) {
@@ -270,6 +298,7 @@ class Stepwise {
 
   const CellKind cell_;
   const Operands& in_;
+  Marking* const marking_;  // null: none
   const order::Steps steps_;
   const bool reverse_;
   const bool joins_;  // sequences begin at different steps

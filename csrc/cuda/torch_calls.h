@@ -70,6 +70,11 @@ inline void sum_rows(const Tensor& t, Tensor& out) {
   torch::stable::sum_out(out, t, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
 }
 
+// The stable ABI has a difference of tensors, but no sum.
+inline Tensor added(const Tensor& a, const Tensor& b) {
+  return torch::stable::subtract(a, b, -1.0);
+}
+
 inline Tensor concatenated(const std::vector<Tensor>& pieces) {
   using torch::stable::detail::from;
   return call<2>("aten::cat", "", {from(pieces), from(std::int64_t{0})});

@@ -68,6 +68,7 @@ class Problem(NamedTuple):
     training: bool  # grad mode is on and an operand needs a gradient
     transform: str | None  # what is being done to torch itself, see transforms.active
     states: bool = False  # the states of every step are asked for
+    marked: bool = False  # padded, with marks: lengths and resets that nobody has read
 
 
 class Backend(Protocol):
@@ -136,42 +137,6 @@ class Backend(Protocol):
 
         Optional: called only where ``supports()`` takes ``problem.states`` for a cell with a cell
         state.
-        """
-
-    def takes_marks(self, device: torch.device, projected: bool) -> bool:
-        """Return whether :meth:`marked_forward` can run there. Optional: False."""
-
-    def marked_forward(
-        self,
-        cell: str,
-        inputs: Inputs,
-        marked: Marked,
-        reverse: bool,
-        training: bool,
-        every_c: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...], Tensor | None]:
-        """Scan padded sequences; return y, h_n, c_n, what to save, every step's c | None.
-
-        Optional: called only where :meth:`takes_marks` says so.
-        """
-
-    def marked_backward(
-        self,
-        cell: str,
-        inputs: Inputs,
-        marked: Marked,
-        reverse: bool,
-        y: Tensor,
-        saved: tuple[Tensor, ...],
-        dy: Tensor | None,
-        dh_n: Tensor | None,
-        dc_n: Tensor | None,
-        needs: tuple[bool, ...],
-        dc: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        """Return the gradients in the order of Inputs, then of ``marked.h`` and ``marked.c``.
-
-        Optional, as :meth:`marked_forward`.
         """
 
 

@@ -27,11 +27,13 @@ except ImportError as error:
 __all__ = [
     "available",
     "backward",
+    "check_devices",
     "checks_operands",
     "cuda_missing",
     "forward",
     "name",
     "plan",
+    "raise_out_of_memory",
     "saved",
     "scan_states",
     "simd_level",
@@ -66,6 +68,8 @@ def plan(problem: Problem) -> str | None:
     """Return how the steps of a scan lie on a GPU, in words; None on other devices."""
     if problem.device.type != "cuda" or cuda_missing() is not None:
         return None
+    if problem.marked:
+        return "step by step: no persistent kernel reads lengths and resets on the device"
     like = torch.empty(0, dtype=problem.dtype, device=problem.device)
     _tell_tf32(like)
     sizes = (problem.T, problem.N, problem.H, problem.P)
@@ -124,7 +128,7 @@ def forward(
             x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, training
         )
     except RuntimeError as error:
-        _raise_out_of_memory(error, x.device)
+        raise_out_of_memory(error, x.device)
         raise
     return y, h_n, None, (saved,)
 
@@ -143,7 +147,7 @@ def _lstm_forward(
     try:
         y, h_n, c_n, c, saved = _FORWARD["lstm"](*inputs, batch_sizes, reverse, training, every_c)
     except RuntimeError as error:
-        _raise_out_of_memory(error, inputs.x.device)
+        raise_out_of_memory(error, inputs.x.device)
         raise
     return y, h_n, c_n, (saved,), c
 
@@ -188,13 +192,13 @@ def backward(
             x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, y, *saved, dy, dh_n, mask
         )
     except RuntimeError as error:
-        _raise_out_of_memory(error, x.device)
+        raise_out_of_memory(error, x.device)
         raise
     dx, dh0, *dweights = (d if need else None for d, need in zip(given, needed, strict=True))
     return dx, dh0, None, *dweights, None
 
 
-def _raise_out_of_memory(error: RuntimeError, device: torch.device) -> None:
+def raise_out_of_memory(error: RuntimeError, device: torch.device) -> None:
     """Raise what torch would have raised where there was no room for a result.
 
     The stable ABI tells which call failed, but not why; making an empty tensor has one reason.
@@ -220,7 +224,7 @@ def _register() -> None:
         torch.library.register_fake(f"fused_rnn::{cell}_backward", backward_shapes)
 
 
-def _check_devices(*args: Any) -> None:
+def check_devices(*args: Any) -> None:
     """Refuse what a kernel would: a single operand on the meta device brings a call here."""
     device = args[0].device
     for t in args:
@@ -246,7 +250,7 @@ def _fake_simple_forward(*args: Any) -> tuple[Tensor, ...]:
 
 def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
     operands, training = args[:-1], args[-1]
-    _check_devices(*operands)
+    check_devices(*operands)
     x, h0 = operands[:2]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     # How much is saved is the kernel's own affair: a size only it knows, seen as such by tracers.
@@ -265,7 +269,7 @@ def _fake_simple_backward(*args: Any) -> tuple[Tensor, ...]:
 def _fake_backward(
     operands: tuple[Tensor | None, ...], mask: int, *args: Any
 ) -> tuple[Tensor, ...]:
-    _check_devices(*args)
+    check_devices(*args)
     return tuple(
         t.new_empty(t.shape) if t is not None and mask >> bit & 1 else args[0].new_empty(0)
         for bit, t in enumerate(operands)

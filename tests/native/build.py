@@ -190,7 +190,10 @@ def stepwise() -> Path:
         Unit(NATIVE / "stepwise.cpp", "stepwise/stepwise.o", flags),
         *(
             Unit(ROOT / "csrc" / "cuda" / f"{name}.cu", f"stepwise/{name}.o", (*flags, "-xc++"))
-            for name in ("gates", "lengths", "floor", "persistent_forward", "persistent_backward")
+            for name in (
+                *("gates", "marked", "lengths", "floor"),
+                *("persistent_forward", "persistent_backward"),
+            )
         ),
         *(
             Unit(NATIVE / "simt" / f"{name}.cpp", f"stepwise/{name}.o", flags)

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cells.h"
+#include "cuda/marked.h"
 #include "cuda/steps.h"
 
 extern "C" void simt_set_order(std::uint64_t order);
@@ -94,6 +95,7 @@ class Run {
     b.h = Cell::kHasCell && c.full ? array<S>(N * H) : nullptr;
     launch_backward_step(b, nullptr);
     launch_hidden_step({dtype, N, H, c.outer, b.dy, b.recurrent, b.dh_n, array<S>(N * H)}, nullptr);
+    run_marked(f, b);
   }
 
   bool has_nan() const {
@@ -110,6 +112,55 @@ class Run {
   }
 
  private:
+  // The same step with marks, the arrays read in the rows of sequences that go on all being there.
+  void run_marked(const ForwardStep& plain, const BackwardStep& plain_back) {
+    constexpr std::int64_t G = Cell::kGates;
+    constexpr bool kState = Cell::kHasCell || Cell::kStateIsHidden;
+    const std::int64_t N = c_.N, H = c_.H, kSteps = 3;
+    const auto* const marks = static_cast<const Mark*>(drawn_marks(kSteps * N));
+    MarkedForwardStep f{};
+    static_cast<ForwardStep&>(f) = plain;
+    f.marks = {marks, c_.full ? marks + N : nullptr};
+    f.gates = drawn<T>(N * G * H);
+    f.first = drawn<T>((N + 1) * G * H);
+    if (kState) {
+      f.prev = Cell::kHasCell ? drawn<T>(N * H) : drawn<S>(N * H);
+    }
+    f.initial = drawn<S>((N + 1) * H);
+    launch_marked_forward_step(f, nullptr);
+
+    MarkedBackwardStep b{};
+    static_cast<BackwardStep&>(b) = plain_back;
+    static_cast<Step&>(b) = f;
+    b.marks = f.marks;
+    b.gates = f.gates;
+    b.dh = nullptr;
+    b.recurrent = drawn<T>(N * H);
+    b.dfirst = drawn<T>(2 * N * G * H);
+    b.dinitial = kState ? drawn<T>(2 * N * H) : nullptr;
+    launch_marked_backward_step(b, nullptr);
+
+    for (const std::int64_t shift : {-1, 1}) {
+      launch_picked_rows({f.dtype, kSteps, N, H, marks, drawn<S>(kSteps * N * H), shift,
+                          shift < 0 && c_.full ? nullptr : f.initial, array<S>(kSteps * N * H)},
+                         nullptr);
+    }
+    launch_initial_gradient(
+        {f.dtype, N, H, marks, b.recurrent, c_.full ? b.carry : nullptr, b.dh_n, array<S>(N * H)},
+        nullptr);
+  }
+
+  // All that a byte may say, the marks that there are among them.
+  void* drawn_marks(std::int64_t elements) {
+    arrays_.push_back({0, std::vector<unsigned char>(static_cast<std::size_t>(elements)),
+                       [](const std::vector<unsigned char>&, std::size_t) { return false; }});
+    std::vector<unsigned char>& bytes = arrays_.back().bytes;
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      bytes[i] = static_cast<unsigned char>(i % 11 == 10 ? 255 : i % 5);
+    }
+    return bytes.data();
+  }
+
   void fill(Step& step, CellKind cell, Dtype dtype) const {
     step.cell = cell, step.dtype = dtype;
     step.N = c_.N, step.H = c_.H, step.inner = c_.inner, step.outer = c_.outer;

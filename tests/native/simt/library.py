@@ -15,7 +15,8 @@ from ..build import ROOT, UnbuildableError, Unit, build
 
 SIMT = Path(__file__).parent
 TOYS = (SIMT / "toys.cu",)
-GATES = (ROOT / "csrc" / "cuda" / "gates.cu", SIMT / "gates.cpp")
+CUDA = ROOT / "csrc" / "cuda"
+GATES = (CUDA / "gates.cu", CUDA / "marked.cu", SIMT / "gates.cpp")
 MACHINE = (SIMT / "machine.cpp", SIMT / "block.cpp")
 
 # Fewer vectors than that are taken one unit at a time: few enough for both kinds of access at small

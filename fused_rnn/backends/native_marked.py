@@ -1,0 +1,133 @@
+"""Scans of the CUDA kernels over padded batches whose lengths and resets stand on the GPU.
+
+No number is read by the host, which therefore waits for nothing and can capture it all in a graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_rnn.backends import native
+from fused_rnn.backends.base import Inputs, Marked
+
+__all__ = ["marked_backward", "marked_forward"]
+
+_OPS: dict[str, Any] = {}
+_HAVE_STATE = ("lstm", "gru")  # an elementwise state, of which there is something to keep
+
+
+def marked_forward(
+    cell: str, inputs: Inputs, marked: Marked, reverse: bool, training: bool, every_c: bool
+) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...], Tensor | None]:
+    """Scan one layer in one direction.
+
+    Args:
+        cell: a key of :data:`fused_rnn.cells.CELLS`
+        inputs: the operands, x (T, N, I), without a projection
+        marked: where each step takes its state from
+        reverse: whether each sequence is scanned from its own last step to its first
+        training: whether backward will need something
+        every_c: whether every step's c is wanted, of an LSTM
+
+    Returns:
+        y (T, N, R), zero where there is no step; h_n (N, R) and c_n (N, H) | None after each
+        sequence's last step, the initial ones where it has none; what to save; every step's
+        c (T, N, H) | None.
+
+    Raises:
+        ValueError: if there is a projection.
+        RuntimeError: if an operand has the wrong shape, dtype or device, or is not on a GPU.
+    """
+    try:
+        y, h_n, c_n, c, saved = _OPS["forward"](
+            *_operands(cell, inputs, marked), reverse, training, every_c
+        )
+    except RuntimeError as error:
+        native.raise_out_of_memory(error, inputs.x.device)
+        raise
+    return y, h_n, c_n if cell == "lstm" else None, (saved,), c if every_c else None
+
+
+def marked_backward(
+    cell: str,
+    inputs: Inputs,
+    marked: Marked,
+    reverse: bool,
+    y: Tensor,
+    saved: tuple[Tensor, ...],
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    needs: tuple[bool, ...],
+    dc: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients in the order of Inputs, then those of ``marked.h`` and ``marked.c``.
+
+    Args:
+        cell: as for :func:`marked_forward`, and so are the next three
+        inputs: the operands
+        marked: where each step takes its state from
+        reverse: the direction
+        y: as forward returned it (T, N, R)
+        saved: likewise
+        dy: (T, N, R)
+        dh_n: (N, R)
+        dc_n: (N, H)
+        needs: which of the ten gradients are wanted; the others come as None
+        dc: (T, N, H), of every step's c
+    """
+    needed = (*needs[:7], *needs[8:])  # there is no w_hr
+    mask = sum(need << bit for bit, need in enumerate(needed))
+    try:
+        given = _OPS["backward"](
+            *_operands(cell, inputs, marked), reverse, y, *saved, dy, dh_n, dc_n, dc, mask
+        )
+    except RuntimeError as error:
+        native.raise_out_of_memory(error, inputs.x.device)
+        raise
+    found = [d if need else None for d, need in zip(given, needed, strict=True)]
+    return *found[:7], None, *found[7:]
+
+
+def _operands(cell: str, inputs: Inputs, marked: Marked) -> tuple[Any, ...]:
+    if inputs.w_hr is not None:
+        shape = tuple(inputs.w_hr.shape)
+        raise ValueError(f"w_hr should be None with marks, got a tensor of shape {shape}")
+    return cell, *inputs[:7], *marked
+
+
+def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
+    cell, x, h0, c0, _, w_hh = args[:6]
+    _, training, every_c = args[11:]
+    native.check_devices(*args[1:11])
+    n, h = h0.shape
+    per_row = w_hh.shape[0] + (h if cell in _HAVE_STATE else 0)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y = x.new_empty((*x.shape[:2], h))
+    saved = x.new_empty(x.shape[0] * n * per_row if training else 0, dtype=dtype)
+    c = x.new_empty(y.shape if every_c else 0)
+    return y, h0.new_empty((n, h)), x.new_empty(0 if c0 is None else (n, h)), c, saved
+
+
+def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+    native.check_devices(*args[1:])
+    x, mask = args[1], args[-1]
+    operands = (*args[1:8], *args[9:11])  # without the marks
+    return tuple(
+        x.new_empty(t.shape if t is not None and mask >> bit & 1 else 0)
+        for bit, t in enumerate(operands)
+    )
+
+
+def _register() -> None:
+    """Find the ops, and tell torch's tracers the shapes they return."""
+    for way, shapes in (("forward", _fake_forward), ("backward", _fake_backward)):
+        _OPS[way] = getattr(torch.ops.fused_rnn, f"marked_{way}").default
+        torch.library.register_fake(f"fused_rnn::marked_{way}", shapes)
+
+
+if native.available() is None:
+    _register()

@@ -1,0 +1,83 @@
+"""Scans with marks, as only a GPU shows them: no waiting, graphs, wide accesses, devices."""
+
+import pytest
+import torch
+from conftest import needs_cuda
+from marked import CASES, Case, draw_in, expected_gradients, fed_for, make_marked, marks_of, run
+from operands import Shape, assert_near, present
+
+from fused_rnn.backends import native_marked
+from fused_rnn.backends.base import Marked
+
+pytestmark = needs_cuda
+
+BOTH = CASES["both"]
+
+
+def on_gpu(cell, case, reverse):
+    inputs, marked = make_marked(cell, case, reverse, True, torch.float32, "cuda")
+    return inputs._replace(x=inputs.x.nan_to_num(1, 1)), marked
+
+
+def test_wide_accesses_on_a_gpu(cell, dtype, tolerance):
+    reverse = True
+    shape = Shape(3, 600, 16, 1024)
+    lengths = tuple(n % 4 for n in range(600))
+    case = Case(shape, lengths, tuple((n % 3, n) for n in range(0, 600, 5)))
+    inputs, marked = make_marked(cell, case, reverse, True, dtype, "cuda")
+    expected, fed, gradients = expected_gradients(
+        cell, inputs, marked, case, reverse, draw_in(dtype)
+    )
+    found, actual, _ = run(cell, inputs, marked, reverse, fed_for(fed, marked, dtype, "cuda"))
+    for a, wanted in zip(found, expected, strict=True):
+        assert_near(a, wanted, tolerance.forward)
+    for name, wanted in gradients.items():
+        if wanted is not None:
+            assert_near(actual[name], wanted, tolerance.gradient)
+
+
+@pytest.fixture
+def no_waiting():
+    """Make every wait for the GPU an error."""
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode(before)
+
+
+def test_the_host_does_not_wait(cell, reverse, request):
+    inputs, marked = on_gpu(cell, BOTH, reverse)
+    ones = torch.ones(*BOTH.shape[:2], BOTH.shape.H, device="cuda")
+    request.getfixturevalue("no_waiting")
+    run(cell, inputs, marked, reverse, [ones])
+
+
+def test_a_graph_replays_with_other_marks(cell, reverse):
+    inputs, marked = on_gpu(cell, BOTH, reverse)
+    dy = torch.ones(*BOTH.shape[:2], BOTH.shape.H, device="cuda")
+
+    def scan():
+        results, gradients, _ = run(cell, inputs, marked, reverse, [dy])
+        return results + present(gradients.values())
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        scan()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = scan()
+    for lengths, resets in ((BOTH.lengths, BOTH.resets), ((6, 1, 2, 0), ()), (None, ((3, 2),))):
+        case = BOTH._replace(lengths=lengths, resets=resets)
+        marked.marks.copy_(marks_of(case, reverse))
+        graph.replay()
+        torch.testing.assert_close([t.clone() for t in found], scan())
+
+
+def test_marks_of_another_device_are_an_error(cell):
+    inputs, marked = on_gpu(cell, BOTH, False)
+    moved = Marked(marked.marks.cpu(), marked.h, marked.c)
+    with pytest.raises(RuntimeError, match="marks should be on the device of x"):
+        native_marked.marked_forward(cell, inputs, moved, False, False, False)
