@@ -161,7 +161,7 @@ class Options:
         if not self._every_state:
             scan = partial(autograd.scan, recompute=True) if self._recompute else autograd.scan
             return run_stack(*operands, dropout, training, scan=scan)
-        backends = choose(*operands, every_state=True)
+        backends, _ = choose(*operands, every_state=True)
         if backends is None:
             raise RuntimeError("torch.nn was asked for, and does not return every step's states")
         collector = _Collector(self._recompute)
