@@ -8,6 +8,8 @@ differentiated and batched as often as one likes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch.autograd.function import FunctionCtx
 
 from fused_rnn.backends import Backend, Inputs, reference, transforms
 
-__all__ = ["scan", "scan_states", "step"]
+__all__ = ["scan", "scan_both", "scan_states", "step"]
 
 
 def scan(
@@ -71,6 +73,30 @@ def scan_states(
         return _ScanStates.apply(backend, cell, batch_sizes, reverse, recompute, *inputs)
     y, h_n, c_n, _, c = backend.scan_states(cell, inputs, batch_sizes, reverse, False)
     return y, h_n, c_n, c
+
+
+def scan_both(
+    backend: Backend,
+    cell: str,
+    inputs: tuple[Inputs, Inputs],
+    batch_sizes: Tensor | None,
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], ...]:
+    """Run one layer in both directions at once, differentiably.
+
+    Args:
+        backend: one that takes both
+        inputs: the operands of the forward direction and of the reverse one, with the same x
+
+    Returns:
+        what :func:`scan` does, for the forward direction and for the reverse one
+    """
+    if torch.is_grad_enabled():
+        operands = *inputs[0], *inputs[1][1:]
+        if any(t is not None and t.requires_grad for t in operands):
+            results = _ScanBoth.apply(backend, cell, batch_sizes, *operands)
+            return results[:3], results[3:]
+    forward, reverse = backend.forward_both(cell, inputs, batch_sizes, False)
+    return forward[:3], reverse[:3]
 
 
 def step(
@@ -152,6 +178,36 @@ class _ScanStates(torch.autograd.Function):
         return None, None, None, None, None, *gradients
 
 
+class _ScanBoth(torch.autograd.Function):
+    """Both directions of a layer. They have x in common, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: Backend, cell: str, batch_sizes: Tensor | None, *operands: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        results = backend.forward_both(cell, _of_each(operands), batch_sizes, True)
+        (y, *states, saved), (y_reverse, *states_reverse, saved_reverse) = results
+        ctx.save_for_backward(*operands, y, y_reverse, *saved, *saved_reverse)
+        ctx.set_materialize_grads(False)
+        ctx.scan = backend, cell, batch_sizes, len(saved)
+        return y, *states, y_reverse, *states_reverse
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        backend, cell, batch_sizes, count = ctx.scan
+        needs = ctx.needs_input_grad[3:]
+        tensors = ctx.saved_tensors
+        inputs, y, saved = _of_each(tensors[:15]), tensors[15:17], tensors[17:]
+        if torch.is_grad_enabled() or not _by_hand():
+            backend = reference
+        dense = [d if d is None else d.contiguous() for d in given]
+        scan = backend, cell, inputs, batch_sizes, y, (saved[:count], saved[count:])
+        # As in _backward: matrix products must not be recast where backward() is called.
+        recast = transforms.active() == transforms.AUTOCAST
+        with torch.autocast(y[0].device.type, enabled=False) if recast else nullcontext():
+            return None, None, None, *_gradients_of_both(*scan, (dense[:3], dense[3:]), needs)
+
+
 class _Step(torch.autograd.Function):
     """A single step: as a scan, without an output that is the state over again."""
 
@@ -218,3 +274,37 @@ def _gradients(
     if recompute and backend is not reference:  # which keeps nothing anyway
         saved = backend.forward(cell, inputs, batch_sizes, reverse, True)[3]
     return backend.backward(cell, inputs, batch_sizes, reverse, y, saved, *rest)
+
+
+def _of_each(operands: Sequence[Any]) -> tuple[Inputs, Inputs]:
+    """Return x with the next seven, which are the forward direction's, and with the last seven."""
+    x, *others = operands
+    return Inputs(x, *others[:7]), Inputs(x, *others[7:])
+
+
+def _gradients_of_both(
+    backend: Backend,
+    cell: str,
+    inputs: tuple[Inputs, Inputs],
+    batch_sizes: Tensor | None,
+    y: tuple[Tensor, Tensor],
+    saved: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+    given: tuple[list[Tensor | None], list[Tensor | None]],
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    each = _of_each(needs)
+    # A direction whose results nobody used has no gradients, as it had none in a node of its own.
+    used = [any(each[k]) and any(d is not None for d in given[k]) for k in (0, 1)]
+    if all(used) and backend is not reference:
+        return backend.backward_both(cell, inputs, batch_sizes, y, saved, given, needs)
+    dxs, others = [], []
+    for k in (0, 1):
+        dx, *rest = [None] * 8
+        if used[k]:
+            scan = cell, inputs[k], batch_sizes, k == 1, y[k], saved[k]
+            dx, *rest = backend.backward(*scan, *given[k], tuple(each[k]))
+        dxs.append(dx)
+        others += rest
+    forward, reverse = dxs
+    both = forward is not None and reverse is not None
+    return forward + reverse if both else reverse if forward is None else forward, *others

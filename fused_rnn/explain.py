@@ -84,8 +84,8 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> Explanation:
     The module runs as it would in your program: in its mode, under the grad mode, autocast and
     :func:`use_backend` that hold here. The random number generators are put back afterwards; what
     the module itself changes when it runs (running statistics, say) is changed. A model under
-    :func:`torch.compile` runs uncompiled here; compiled, its layers run as shown, each a node of
-    the graph, and its cells become part of it as torch's own code.
+    :func:`torch.compile` runs uncompiled here; compiled, its layers run as shown, each
+    direction a node of the graph, and its cells become part of it as torch's own code.
 
     Args:
         module (torch.nn.Module): a recurrent layer, or a model that has some
@@ -167,7 +167,7 @@ def _row(name: str, entry: Record) -> Row:
     if entry.problem is None:
         return Row(name, None, None, backend, entry.refusals)
     direction = ("forward", "reverse")[entry.direction]
-    how = native.plan(entry.problem) if entry.backend == native.name else None
+    how = native.plan(entry.problem, entry.together) if entry.backend == native.name else None
     return Row(name, entry.layer, direction, backend, _others(entry, backend), how=how)
 
 

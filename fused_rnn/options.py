@@ -173,7 +173,7 @@ class Options:
         given = (t for t in (self._lengths, self._resets) if isinstance(t, Tensor))
         if all(t.device.type == "cpu" for t in given):
             return None
-        backends = choose(*operands, every_state=self._every_state, marked=True)
+        backends, _ = choose(*operands, every_state=self._every_state, marked=True)
         return None if backends is None else [backend.name for backend in backends]
 
     def _marked(
@@ -224,7 +224,7 @@ class Options:
         if not self._every_state:
             scans = partial(autograd.scan, recompute=True) if self._recompute else autograd.scan
             return run_stack(*operands, dropout, training, scan=scans)
-        backends = choose(*operands, every_state=True)
+        backends, _ = choose(*operands, every_state=True)
         if backends is None:
             raise RuntimeError("torch.nn was asked for, and does not return every step's states")
         collector = Collector(self._recompute)

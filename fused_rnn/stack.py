@@ -129,15 +129,18 @@ def run_stack(
 
     Args:
         backends: what ``scan`` runs each layer on; by default it is chosen here
-        scan: runs one layer in one direction, as :func:`fused_rnn.autograd.scan` does
+        scan: runs one layer in one direction, as :func:`fused_rnn.autograd.scan` does; only this
+            one gives way to :func:`fused_rnn.autograd.scan_both`
 
     Shape:
         - x: (T, N, I), or (rows, I) for packed data
         - h0: (L*D, N, R), c0: (L*D, N, H), or None for zeros
         - results: y (T, N, D*R) | (rows, D*R), h_n and c_n as h0 and c0
     """
+    together: list[int] = []
     if backends is None:
-        backends = choose(stack, x, h0, c0, rows, batch_sizes, n)
+        both = stack.directions == 2 and scan is autograd.scan
+        backends, together = choose(stack, x, h0, c0, rows, batch_sizes, n, both=both)
     if backends is None:
         return torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
     x = x.contiguous()
@@ -147,14 +150,23 @@ def run_stack(
     for layer, backend in enumerate(backends):
         if layer and dropout and training:
             x = drop(x, dropout, True)
-        y = []
-        for reverse in (False, True)[: stack.directions]:
-            k = len(h_n)
-            inputs = Inputs(x, h0s[k], c0s[k], *operands(rows[k]))
-            y_k, h_k, c_k = scan(backend, stack.cell, inputs, batch_sizes, reverse)
-            y.append(y_k)
-            h_n.append(h_k)
-            c_n.append(c_k)
+        if layer in together:
+            inputs = tuple(
+                Inputs(x, h0s[k], c0s[k], *operands(rows[k])) for k in (2 * layer, 2 * layer + 1)
+            )
+            results = autograd.scan_both(backend, stack.cell, inputs, batch_sizes)
+            y, h, c = zip(*results, strict=True)
+            h_n += h
+            c_n += c
+        else:
+            y = []
+            for reverse in (False, True)[: stack.directions]:
+                k = len(h_n)
+                inputs = Inputs(x, h0s[k], c0s[k], *operands(rows[k]))
+                y_k, h_k, c_k = scan(backend, stack.cell, inputs, batch_sizes, reverse)
+                y.append(y_k)
+                h_n.append(h_k)
+                c_n.append(c_k)
         x = y[0] if stack.directions == 1 else torch.cat(y, -1)
     return x, _join(h_n), None if c_n[0] is None else _join(c_n)
 
@@ -169,12 +181,17 @@ def choose(
     n: int,
     every_state: bool = False,
     marked: bool = False,
-) -> list[Backend] | None:
+    both: bool = False,
+) -> tuple[list[Backend] | None, list[int]]:
     """Return a backend for each layer, or None if one has none: torch's operator runs them all.
 
     Args:
         every_state: whether they have to return the states of every step
         marked: whether x is padded, with marks; then None says that not all have kernels for that
+        both: whether the two directions of a layer may be scanned at once
+
+    Returns:
+        the backends, and the layers whose directions are to be scanned at once
     """
     cell, i, h, p, layers, directions, _ = stack
     steps = x.shape[0] if batch_sizes is None else len(batch_sizes)
@@ -193,15 +210,20 @@ def choose(
         i = (p or h) * directions
     backends = [selection.backend for _, selection in choices]
     if marked and not all(takes_marks(backend, x.device, p > 0) for backend in backends):
-        return None
+        return None, []
     by_torch = None in backends
+    together: list[int] = []
     for layer, (problem, selection) in enumerate(choices):
         if by_torch and selection.backend is not None:
             reason = "torch.nn runs all layers or none, and another one needs it"
             refusals = {**selection.refusals, selection.backend.name: reason}
             selection = Selection(None, refusals)
-        note(problem, selection, layer, directions)
-    return None if by_torch else backends
+        note(problem, selection, layer, directions, both)
+        if both:
+            takes_both = getattr(selection.backend, "takes_both", None)
+            if takes_both is not None and takes_both(problem):
+                together.append(layer)
+    return None if by_torch else backends, together
 
 
 def _initial_states(

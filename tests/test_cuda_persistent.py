@@ -15,7 +15,9 @@ from operands import (
     ragged,
 )
 
-from fused_rnn.backends import native, reference
+import fused_rnn
+from fused_rnn import autograd
+from fused_rnn.backends import Problem, native, reference
 
 CAPABILITY = (0, 0) if NO_CUDA else torch.cuda.get_device_capability()
 pytestmark = [
@@ -64,6 +66,26 @@ def is_persistent(cell, shape, dtype):
 def gradients_of(cell, inputs, batch_sizes, reverse):
     given = cotangents(reference.forward(cell, inputs, batch_sizes, reverse, False)[:3])
     return [g if g is None else g.to(inputs.x.dtype) for g in given]
+
+
+def draw_both(cell, shape, dtype):
+    """Return the operands of both directions, which need gradients, and the batch sizes."""
+    forward, batch_sizes = make_inputs((cell, False), shape, dtype, GPU)
+    reverse, _ = make_inputs((cell, False), shape, dtype, GPU)
+    forward = needing(forward)
+    inputs = forward, needing(reverse)._replace(x=forward.x)
+    problem = Problem(
+        cell, forward.x.device, dtype, *shape[:4], 0, batch_sizes is not None, True, None
+    )
+    if not native.takes_both(problem):
+        pytest.skip("this GPU has no plan for both directions")
+    return inputs, batch_sizes
+
+
+def back(results, inputs, gradients):
+    """Return the gradients of both directions' operands, x once."""
+    operands = present([*inputs[0], *inputs[1][1:]])
+    return torch.autograd.grad(results, operands, gradients)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -159,3 +181,88 @@ def test_the_floor_runs(cell):
                 like, cell, shape.T, shape.N, shape.H, exchange, products
             )
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_both_directions_are_two_scans(cell, shape, dtype):
+    inputs, batch_sizes = draw_both(cell, shape, dtype)
+    scans = [autograd.scan(native, cell, inputs[k], batch_sizes, k == 1) for k in (0, 1)]
+    expected = present([*scans[0], *scans[1]])
+    gradients = [torch.randn_like(r) for r in expected]
+    wanted = back(expected, inputs, gradients)
+    # Each of the two may be off the truth that far, and on either side of it.
+    forward, gradient = (2 * tolerance for tolerance in TOLERANCES[dtype])
+    for _ in range(3):
+        both = autograd.scan_both(native, cell, inputs, batch_sizes)
+        results = present([*both[0], *both[1]])
+        for actual, other in zip(results, expected, strict=True):
+            assert_near(actual, other, forward)
+        for actual, other in zip(back(results, inputs, gradients), wanted, strict=True):
+            assert_near(actual, other, gradient)
+    with torch.no_grad():
+        both = autograd.scan_both(native, cell, inputs, batch_sizes)
+    for actual, other in zip(present([*both[0], *both[1]]), expected, strict=True):
+        assert_near(actual, other, forward)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_a_bidirectional_module_takes_them(name, monkeypatch):
+    ways = []
+    for way in ("forward_both", "backward_both"):
+        real = getattr(native, way)
+        monkeypatch.setattr(native, way, lambda *a, w=way, f=real: ways.append(w) or f(*a))
+    rnn = getattr(fused_rnn, name)(8, 30, 2, bidirectional=True, device=GPU)
+    x = torch.randn(40, 5, 8, device=GPU, requires_grad=True)
+    if "both directions" not in fused_rnn.explain(rnn, x)[0].how:
+        pytest.skip("this GPU has no plan for both directions")
+    found = []
+    for backend in ("native", "reference"):
+        ways.clear()
+        with fused_rnn.use_backend(backend):
+            y, _ = rnn(x)
+            found.append((y, *torch.autograd.grad(y.square().sum(), [x, *rnn.parameters()])))
+        expected = ["forward_both"] * 2 + ["backward_both"] * 2
+        assert ways == (expected if backend == "native" else [])
+    for actual, wanted in zip(*found, strict=True):
+        assert_near(actual, wanted, 1e-5)
+
+
+def test_a_graph_of_both_directions_replays(cell, shape):
+    inputs, batch_sizes = draw_both(cell, shape, torch.float16)
+
+    def run():
+        both = autograd.scan_both(native, cell, inputs, batch_sizes)
+        results = present([*both[0], *both[1]])
+        return *results, *back(results, inputs, [torch.ones_like(r) for r in results])
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = run()
+    for _ in range(3):
+        with torch.no_grad():
+            inputs[0].x.copy_(torch.randn_like(inputs[0].x))
+        graph.replay()
+        for actual, expected in zip(found, run(), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_both_directions_never_wait_for_the_gpu(cell, shape):
+    inputs, batch_sizes = draw_both(cell, shape, torch.float16)
+
+    def run():
+        both = autograd.scan_both(native, cell, inputs, batch_sizes)
+        results = present([*both[0], *both[1]])
+        back(results, inputs, [torch.ones_like(r) for r in results])
+
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

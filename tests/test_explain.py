@@ -220,8 +220,19 @@ def test_how_the_steps_lie_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = fused_rnn.GRU(3, 4), torch.randn(5, 2, 3)
     assert fused_rnn.explain(layer, x)[0].how is None
     assert "how" not in str(fused_rnn.explain(layer, x)).splitlines()[0].split()
-    monkeypatch.setattr(native, "plan", lambda problem: f"persistent, T = {problem.T}")
+    monkeypatch.setattr(native, "plan", lambda problem, _: f"persistent, T = {problem.T}")
     found = fused_rnn.explain(layer, x)
     assert found[0].how == "persistent, T = 5"
     assert str(found).splitlines()[0].split()[-1] == "how"
     assert str(found).splitlines()[1].endswith("persistent, T = 5")
+
+
+def test_both_directions_may_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "name", "picky")
+    monkeypatch.setattr(native, "plan", lambda _, together: "at once" if together else "alone")
+    x = torch.randn(5, 2, 3)
+    ways = fused_rnn.GRU(3, 4, bidirectional=True)
+    assert [row.how for row in fused_rnn.explain(ways, x)] == ["at once"] * 2
+    assert [row.how for row in fused_rnn.explain(fused_rnn.GRU(3, 4), x)] == ["alone"]
+    kept = fused_rnn.GRU(3, 4, bidirectional=True, recompute=True)
+    assert [row.how for row in fused_rnn.explain(kept, x)] == ["alone"] * 2

@@ -174,13 +174,10 @@ def test_it_goes_step_by_step_where_the_device_has_no_room(kernel, variant, shap
     def run():
         return differentiate(kernel, cell, needing(inputs), batch_sizes, reverse, gradients)
 
-    (expected, wanted), machine.library.simt_refuse.restype = run(), None
-    machine.library.simt_refuse(1)
-    try:
+    expected, wanted = run()
+    with machine.refusal():
         found, actual = run()
         inference = kernel.forward(cell, inputs, batch_sizes, reverse, False)
-    finally:
-        machine.library.simt_refuse(0)
     tolerance = TOLERANCES[torch.float32]
     for one, other in zip(present(found[:3]), present(expected[:3]), strict=True):
         assert_near(one, other.double(), tolerance.forward)

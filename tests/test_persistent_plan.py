@@ -137,6 +137,18 @@ def test_two_directions_share_the_device():
         assert two.microseconds >= one.microseconds
 
 
+def test_two_directions_are_not_slower_than_one_after_the_other(device):
+    for p, a in planned(device):
+        alone = plan(p._replace(directions=1), device)
+        if p.directions == 2 and alone.found:
+            assert a.microseconds <= 2 * alone.microseconds, p
+    either = Problem(dtype="float32", H=256, N=1000, tf32=True)
+    assert plan(either, H100).found
+    words = plan(either._replace(directions=2), H100).words
+    reason = "a step of both directions should take 8.3 us one after the other, and 10.4 us at once"
+    assert words == reason
+
+
 def test_a_smaller_device_is_not_quicker():
     for p in (p for p in problems() if p.directions == 1):
         large, small = plan(p, H100), plan(p, SLICE)
@@ -185,6 +197,8 @@ def test_an_inference_does_not_take_much_more_than_its_results():
     assert answer.words == reason
     for kept in (does_not._replace(training=True), does_not._replace(backward=True)):
         assert plan(kept, H100).found
+    assert plan(fits._replace(directions=2, T=2730), H100).found
+    assert plan(fits._replace(directions=2, T=2731), H100).words == reason.replace("1.1", "1.3")
 
 
 def test_plans_are_put_in_words():

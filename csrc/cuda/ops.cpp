@@ -6,17 +6,21 @@
 
 #include <Python.h>
 
+#include "both_directions.h"
 #include "marked_path.h"
-#include "persistent_path.h"
 
 namespace fused_rnn {
 namespace {
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) { cuda::define_persistent_ops(m); }
+STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
+  cuda::define_persistent_ops(m);
+  cuda::define_bidirectional_ops(m);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) {
   implement_ops<cuda::Cuda>(m);
   implement_marked_ops<cuda::MarkedCuda>(m);
+  cuda::implement_bidirectional_ops(m);
   m.impl("persistent_plan", TORCH_BOX(&cuda::persistent_plan));
   m.impl("persistent_floor", TORCH_BOX(&cuda::persistent_floor));
 }

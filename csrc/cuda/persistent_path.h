@@ -8,6 +8,7 @@
 #include <cstring>
 #include <numeric>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "device.h"
@@ -39,51 +40,72 @@ inline Planned planned(const PlanProblem& problem) {
   return make_plan(problem, device_facts());
 }
 
+using Results = std::array<Tensor, 5>;    // as K::forward's in ops.h
+using Gradients = std::array<Tensor, 8>;  // as K::backward's
+
+// One direction of a layer. What is of that direction alone (prepare, finish) stands apart from what
+// a launch has once for all its directions, so that two can share one (both_directions.h).
 class PersistentPath : public Stepwise {
  public:
   PersistentPath(CellKind cell, const Operands& in, bool reverse)
       : Stepwise(cell, in, reverse), tf32_(tf32_is_allowed()) {}
 
-  std::optional<Plan> plan(bool backward, bool training) const {
+  std::optional<Plan> plan(bool backward, bool training, int directions = 1) const {
     return planned({cell_, checked_dtype(in_.x), tf32_, backward, training, steps_.T, in_.N, in_.H,
-                    in_.P, 1})
+                    in_.P, directions})
         .plan;
   }
 
   // `every_c` with `training` only, where c is kept anyway.
-  std::array<Tensor, 5> forward(const Plan& plan, bool training, bool every_c) const {
-    const auto real = in_.compute_type();
-    std::array<Tensor, 5> out = room_for_results(training, every_c);
-    const Tensor all = training ? out[4] : in_.empty({rows_ * columns_}, real);
+  Results forward(const Plan& plan, bool training, bool every_c) const {
+    Results out = room_for_results(training, every_c);
+    PersistentForward scan{};
+    const Tensor gates = prepare(scan.direction[0], out, training);
+    scan.training = training;
+    launch(scan, plan, 1);
+    if (every_c) {
+      Tensor c = matrix(out[3], 0, rows_, in_.H);
+      torch::stable::copy_(c, view(gates, rows_ * columns_, {rows_, in_.H}, {in_.H, 1}));
+    }
+    return out;
+  }
+
+  Gradients backward(const Plan& plan, const Incoming& given) const {
+    Gradients out = given.room(in_);
+    PersistentBackward scan{};
+    const std::array<Tensor, 2> dgates = prepare(scan.direction[0], given, out);
+    launch(scan, plan, 1);
+    finish(given, dgates, out);
+    return out;
+  }
+
+  using Stepwise::room_for_results;
+
+  // Makes the input product; what is returned has to outlive the launch.
+  Tensor prepare(PersistentForwardDirection& d, const Results& out, bool training) const {
+    const Tensor all = training ? out[4] : in_.empty({rows_ * columns_}, in_.compute_type());
     Tensor gates = matrix(all, 0, rows_, columns_);
     multiply(matrix(in_.x, 0, rows_, in_.I), transposed(in_.w_ih), gates);
 
-    PersistentForward scan{};
-    PersistentForwardDirection& d = scan.direction[0];
+    fill(d);
     d.b_ih = read(in_.b_ih), d.b_hh = read(in_.b_hh);
     d.gates = gates.data_ptr();
     d.extra = training && has_extra() ? at(all, real_, rows_ * columns_) : nullptr;
     d.y = out[0].data_ptr();
     d.h_n = out[1].data_ptr();
     d.c_n = cell_ == CellKind::kLstm ? out[2].data_ptr() : nullptr;
-    scan.training = training;
-    const std::array<Tensor, 2> memory = fill(scan, plan, false);
-    launch_persistent_forward(scan, stream_);
-    if (every_c) {
-      Tensor c = matrix(out[3], 0, rows_, in_.H);
-      torch::stable::copy_(c, view(all, rows_ * columns_, {rows_, in_.H}, {in_.H, 1}));
-    }
-    return out;
+    return all;
   }
 
-  std::array<Tensor, 8> backward(const Plan& plan, const Incoming& given) const {
-    std::array<Tensor, 8> out = given.room(in_);
+  // Returns room for the gradients of x W_ih^T and of h W_hh^T, one and the same but for a GRU:
+  // what finish() takes after the launch.
+  std::array<Tensor, 2> prepare(PersistentBackwardDirection& d, const Incoming& given,
+                                Gradients& out) const {
     const bool gru = cell_ == CellKind::kGru;
     const Tensor dgates_x = in_.empty({rows_, columns_});
     const Tensor dgates_h = gru ? in_.empty({rows_, columns_}) : dgates_x;
 
-    PersistentBackward scan{};
-    PersistentBackwardDirection& d = scan.direction[0];
+    fill(d);
     d.gates = given.saved.const_data_ptr();
     d.extra = has_extra() ? at(given.saved, real_, rows_ * columns_) : nullptr;
     d.y = given.y.const_data_ptr();
@@ -92,38 +114,47 @@ class PersistentPath : public Stepwise {
     d.dgates_h = gru ? dgates_h.data_ptr() : nullptr;
     d.dh0 = write(out[1]);
     d.dc0 = cell_ == CellKind::kLstm ? write(out[2]) : nullptr;
-    const std::array<Tensor, 2> memory = fill(scan, plan, true);
-    launch_persistent_backward(scan, stream_);
-    const Tensor none = in_.empty({0, 0});
-    operand_gradients(given, dgates_x, dgates_h, none, none, out);
-    return out;
+    return {dgates_x, dgates_h};
   }
 
- private:
-  // What forward and backward have in common; the memory returned must outlive the launch, after
-  // which the allocator keeps it from others until the stream is done with it.
+  void finish(const Incoming& given, const std::array<Tensor, 2>& dgates, Gradients& out) const {
+    const Tensor none = in_.empty({0, 0});
+    operand_gradients(given, dgates[0], dgates[1], none, none, out);
+  }
+
+  // Launches what has been prepared: as many of scan.direction as there are `directions`. Its
+  // scratch may go when it is queued: the allocator keeps it from others until the stream is done.
   template <class Scan>
-  std::array<Tensor, 2> fill(Scan& scan, const Plan& plan, bool backward) const {
+  void launch(Scan& scan, const Plan& plan, int directions) const {
+    constexpr bool kBackward = std::is_same_v<Scan, PersistentBackward>;
     scan.cell = cell_;
     scan.dtype = checked_dtype(in_.x);
     scan.tf32 = tf32_;
     scan.T = steps_.T, scan.N = in_.N, scan.H = in_.H;
-    scan.directions = 1;
+    scan.directions = directions;
     scan.plan = plan;
-    PersistentDirection& d = scan.direction[0];
+
+    using torch::headeronly::ScalarType;
+    const std::int64_t bytes =
+        scratch_layout(kBackward, cell_, scan.dtype, in_.H, directions, kShapes[plan.shape], plan)
+            .bytes;
+    Tensor scratch = in_.empty({bytes}, ScalarType::Byte), lengths = this->lengths();
+    torch::stable::zero_(scratch);
+    scan.scratch = write(scratch);
+    scan.lengths = static_cast<const std::int32_t*>(write(lengths));
+    if constexpr (kBackward) {
+      launch_persistent_backward(scan, stream_);
+    } else {
+      launch_persistent_forward(scan, stream_);
+    }
+  }
+
+ private:
+  void fill(PersistentDirection& d) const {
     d.reverse = reverse_;
     d.w_hh = in_.w_hh.const_data_ptr();
     d.h0 = in_.h0.const_data_ptr();
     d.c0 = cell_ == CellKind::kLstm ? read(in_.c0) : nullptr;
-
-    using torch::headeronly::ScalarType;
-    const std::int64_t bytes =
-        scratch_layout(backward, cell_, scan.dtype, in_.H, 1, kShapes[plan.shape], plan).bytes;
-    std::array<Tensor, 2> memory{in_.empty({bytes}, ScalarType::Byte), lengths()};
-    torch::stable::zero_(memory[0]);
-    scan.scratch = write(memory[0]);
-    scan.lengths = static_cast<const std::int32_t*>(write(memory[1]));
-    return memory;
   }
 
   // (N,) on the device, or nothing where all sequences have T steps.
@@ -149,8 +180,8 @@ class PersistentPath : public Stepwise {
 // What the ops run: one launch for all steps where there is a plan and the device has room for it, or
 // else step by step.
 struct Cuda {
-  static std::array<Tensor, 5> forward(CellKind cell, const Operands& in, bool reverse,
-                                       bool training, bool every_c) {
+  static Results forward(CellKind cell, const Operands& in, bool reverse, bool training,
+                         bool every_c) {
     const DeviceGuard guard(in.x);
     PersistentPath problem(cell, in, reverse);
     const std::optional<Plan> plan = problem.plan(false, training);
@@ -163,8 +194,8 @@ struct Cuda {
     return problem.Stepwise::forward(training, every_c);
   }
 
-  static std::array<Tensor, 8> backward(CellKind cell, const Operands& in, bool reverse,
-                                        const Incoming& given) {
+  static Gradients backward(CellKind cell, const Operands& in, bool reverse,
+                            const Incoming& given) {
     const DeviceGuard guard(in.x);
     PersistentPath problem(cell, in, reverse);
     in.check_saved(given.saved, problem.saved_elements());
@@ -183,14 +214,21 @@ struct Cuda {
 // The ops beside the scans. `like` tells the device and the dtype; the answer is the plan in words,
 // or why the scan goes step by step.
 inline std::string persistent_plan(Tensor like, std::string cell, std::int64_t T, std::int64_t N,
-                                   std::int64_t H, std::int64_t P, bool backward, bool training) {
+                                   std::int64_t H, std::int64_t P, bool backward, bool training,
+                                   std::int64_t directions) {
   const DeviceGuard guard(like);
   const CellKind kind = checked_cell(cell);
   const Dtype dtype = checked_dtype(like);
-  const PlanProblem problem{kind, dtype, tf32_is_allowed(), backward, training, T, N, H, P, 1};
+  STD_TORCH_CHECK(directions == 1 || directions == 2,
+                  "fused_rnn: directions should be 1 or 2, got ", directions);
+  const PlanProblem problem{kind, dtype, tf32_is_allowed(),           backward, training, T, N,
+                            H,    P,     static_cast<int>(directions)};
   const Planned found = planned(problem);
-  return found.plan.has_value() ? "persistent, " + describe(problem, *found.plan)
-                                : "step by step: " + found.reason;
+  if (!found.plan.has_value()) {
+    return "step by step: " + found.reason;
+  }
+  const char* const each = directions == 2 ? "both directions in one launch, each " : "";
+  return std::string("persistent, ") + each + describe(problem, *found.plan);
 }
 
 // Runs what a forward in float16 cannot be quicker than (floor.h), and returns its scratch memory.
@@ -220,7 +258,7 @@ template <class Library>
 void define_persistent_ops(Library& m) {
   m.def(
       "persistent_plan(Tensor like, str cell, int T, int N, int H, int P, bool backward, bool "
-      "training=False) -> str");
+      "training=False, int directions=1) -> str");
   m.def("persistent_tf32(bool allowed) -> bool");
   m.def(
       "persistent_floor(Tensor like, str cell, int T, int N, int H, bool exchange, bool products) "

@@ -231,7 +231,7 @@ inline std::string refusal(const PlanProblem& p, const DeviceFacts& device) {
   if (p.T >= (std::int64_t{1} << 31) - 2) {
     return "more steps than a flag can count";
   }
-  const double products = 4.0 * static_cast<double>(p.T) * static_cast<double>(p.N) *
+  const double products = 4.0 * p.directions * static_cast<double>(p.T) * static_cast<double>(p.N) *
                           static_cast<double>(p.H) * gate_count(p.cell);
   if (!p.backward && !p.training && products > kMostProductBytes) {
     return "the input products of all steps at once would take an inference " + size(products);
@@ -275,6 +275,17 @@ inline Planned make_plan(const PlanProblem& p, const DeviceFacts& device) {
     best.reason = "a step should take " + planning::tenths(stepwise) +
                   " us with launches of its own, and " + planning::tenths(best.microseconds) +
                   " us without";
+  } else if (p.directions == 2) {
+    // On half of the device each direction may need more than twice the time.
+    PlanProblem single = p;
+    single.directions = 1;
+    const Planned alone = make_plan(single, device);
+    if (alone.plan.has_value() && 2 * alone.microseconds < best.microseconds) {
+      best.plan.reset();
+      best.reason = "a step of both directions should take " +
+                    planning::tenths(2 * alone.microseconds) + " us one after the other, and " +
+                    planning::tenths(best.microseconds) + " us at once";
+    }
   }
   return best;
 }

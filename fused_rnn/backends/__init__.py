@@ -75,6 +75,7 @@ class Record(NamedTuple):
     problem: Problem | None  # None where the arguments never got as far as a choice
     backend: str  # a key of BACKENDS, or "torch"
     refusals: dict[str, str]  # why the backends before it did not run
+    together: bool = False  # the layer's other direction may run along with it
 
 
 class use_backend:  # noqa: N801 (used like torch.set_grad_enabled)
@@ -188,7 +189,11 @@ def _by_name(name: str, problem: tuple[Any, ...]) -> Selection:
 
 
 def note(
-    problem: tuple[Any, ...], selection: Selection, layer: int = 0, directions: int = 1
+    problem: tuple[Any, ...],
+    selection: Selection,
+    layer: int = 0,
+    directions: int = 1,
+    together: bool = False,
 ) -> None:
     """Tell :func:`record` what runs a problem, which stands for every direction of its layer."""
     records = _records.get()
@@ -196,7 +201,7 @@ def note(
         backend = TORCH if selection.backend is None else selection.backend.name
         for direction in range(directions):
             of = Problem(*problem)
-            records.append(Record(layer, direction, of, backend, selection.refusals))
+            records.append(Record(layer, direction, of, backend, selection.refusals, together))
 
 
 def asked_for() -> str | None:

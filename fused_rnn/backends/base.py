@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -137,6 +137,42 @@ class Backend(Protocol):
 
         Optional: called only where ``supports()`` takes ``problem.states`` for a cell with a cell
         state.
+        """
+
+    def takes_both(self, problem: Problem) -> bool:
+        """Return whether to scan both directions of a bidirectional layer at once.
+
+        ``problem`` is that of either direction. Optional, and where it is there, so are the two
+        below; their ``inputs`` are of the forward direction and of the reverse one, with the same
+        x.
+        """
+
+    def forward_both(
+        self,
+        cell: str,
+        inputs: tuple[Inputs, Inputs],
+        batch_sizes: Tensor | None,
+        training: bool,
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return what :meth:`forward` does for the forward direction, and for the reverse one.
+
+        What it saves is what :meth:`forward` saves: :meth:`backward` can follow for either alone.
+        """
+
+    def backward_both(
+        self,
+        cell: str,
+        inputs: tuple[Inputs, Inputs],
+        batch_sizes: Tensor | None,
+        y: tuple[Tensor, Tensor],
+        saved: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+        given: tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]],
+        needs: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, of the forward direction's other seven operands, then of those
+        of the reverse one; None where ``needs``, in the same order, is False.
+
+        ``given`` are dy, dh_n and dc_n of either direction.
         """
 
 

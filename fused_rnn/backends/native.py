@@ -6,7 +6,6 @@ on a GPU, and is loaded only into a torch that is built for CUDA.
 
 from __future__ import annotations
 
-import os
 from importlib import import_module, util
 from math import prod
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_rnn.backends import native_fakes, native_plan
 from fused_rnn.backends.base import Inputs, Problem
+from fused_rnn.backends.native_plan import tell_tf32
 from fused_rnn.cells import CELLS
 
 try:
@@ -27,10 +28,11 @@ except ImportError as error:
 __all__ = [
     "available",
     "backward",
-    "check_devices",
+    "backward_both",
     "checks_operands",
     "cuda_missing",
     "forward",
+    "forward_both",
     "name",
     "plan",
     "raise_out_of_memory",
@@ -38,6 +40,7 @@ __all__ = [
     "scan_states",
     "simd_level",
     "supports",
+    "takes_both",
 ]
 
 name = "native"
@@ -45,6 +48,8 @@ checks_operands = True
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _OLDEST_GPU = (7, 5)
+# Of the ops, beside the names of the cells: both directions at once, any cell, on GPUs only.
+_BOTH = "bidirectional"
 _FORWARD: dict[str, Any] = {}
 _BACKWARD: dict[str, Any] = {}
 
@@ -64,34 +69,18 @@ def simd_level() -> str:
     return torch.ops.fused_rnn.simd_level()
 
 
-def plan(problem: Problem) -> str | None:
-    """Return how the steps of a scan lie on a GPU, in words; None on other devices."""
+def plan(problem: Problem, together: bool = False) -> str | None:
+    """Return how the steps of a scan lie on a GPU, in words; None on other devices.
+
+    Args:
+        problem: of one direction
+        together: whether the other direction may be scanned along with it
+    """
     if problem.device.type != "cuda" or cuda_missing() is not None:
         return None
     if problem.marked:
         return "step by step: no persistent kernel reads lengths and resets on the device"
-    like = torch.empty(0, dtype=problem.dtype, device=problem.device)
-    _tell_tf32(like)
-    sizes = (problem.T, problem.N, problem.H, problem.P)
-    forward, backward = (
-        torch.ops.fused_rnn.persistent_plan(like, problem.cell, *sizes, backward, problem.training)
-        for backward in (False, True)
-    )
-    if problem.states and problem.cell == "lstm":
-        # A persistent inference keeps the last c alone, and no backward takes the others' gradient.
-        if not problem.training and forward.startswith("persistent"):
-            return "step by step: no persistent kernel keeps every step's c in inference"
-        if backward.startswith("persistent"):
-            backward += "; step by step where every step's c has a gradient"
-    if not problem.training or forward == backward:
-        return forward
-    return f"forward {forward}; backward {backward}"
-
-
-def _tell_tf32(x: Tensor) -> None:
-    """Tell persistent kernels what torch allows its matrix products, which C++ cannot ask."""
-    if x.is_cuda and x.dtype is torch.float32 and os.environ.get("FUSED_RNN_PERSISTENT") == "1":
-        torch.ops.fused_rnn.persistent_tf32(torch.backends.cuda.matmul.fp32_precision == "tf32")
+    return native_plan.words(problem, together)
 
 
 def supports(problem: Problem) -> str | None:
@@ -122,7 +111,7 @@ def forward(
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
     if cell == "lstm":
         return _lstm_forward(inputs, batch_sizes, reverse, training, False)[:4]
-    _tell_tf32(x)
+    tell_tf32(x)
     try:
         y, h_n, saved = _FORWARD[cell](
             x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, training
@@ -143,7 +132,7 @@ def scan_states(
 def _lstm_forward(
     inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool, every_c: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
-    _tell_tf32(inputs.x)
+    tell_tf32(inputs.x)
     try:
         y, h_n, c_n, c, saved = _FORWARD["lstm"](*inputs, batch_sizes, reverse, training, every_c)
     except RuntimeError as error:
@@ -181,7 +170,7 @@ def backward(
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
     needed = needs if cell == "lstm" else (*needs[:2], *needs[3:7])
     mask = sum(need << bit for bit, need in enumerate(needed))
-    _tell_tf32(x)
+    tell_tf32(x)
     try:
         if cell == "lstm":
             given = _BACKWARD[cell](
@@ -198,6 +187,57 @@ def backward(
     return dx, dh0, None, *dweights, None
 
 
+def takes_both(problem: Problem) -> bool:
+    """See :meth:`fused_rnn.backends.Backend.takes_both`."""
+    on_gpu = _cuda_missing is None and problem.device.type == "cuda"
+    return on_gpu and native_plan.takes_both(problem)
+
+
+def forward_both(
+    cell: str, inputs: tuple[Inputs, Inputs], batch_sizes: Tensor | None, training: bool
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """See :meth:`fused_rnn.backends.Backend.forward_both`."""
+    tell_tf32(inputs[0].x)
+    try:
+        found = _FORWARD[_BOTH](cell, *_operands_of_both(inputs), batch_sizes, training)
+    except RuntimeError as error:
+        raise_out_of_memory(error, inputs[0].x.device)
+        raise
+    forward, reverse = (
+        (y, h_n, c_n if cell == "lstm" else None, (saved,))
+        for y, h_n, c_n, saved in (found[:4], found[4:])
+    )
+    return forward, reverse
+
+
+def backward_both(
+    cell: str,
+    inputs: tuple[Inputs, Inputs],
+    batch_sizes: Tensor | None,
+    y: tuple[Tensor, Tensor],
+    saved: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+    given: tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]],
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """See :meth:`fused_rnn.backends.Backend.backward_both`."""
+    needed = (*needs[:7], *needs[8:14])
+    mask = sum(need << bit for bit, need in enumerate(needed))
+    incoming = (t for k in (0, 1) for t in (y[k], *saved[k], *given[k]))
+    tell_tf32(inputs[0].x)
+    try:
+        found = _BACKWARD[_BOTH](cell, *_operands_of_both(inputs), batch_sizes, *incoming, mask)
+    except RuntimeError as error:
+        raise_out_of_memory(error, inputs[0].x.device)
+        raise
+    gradients = [d if need else None for d, need in zip(found, needed, strict=True)]
+    return *gradients[:7], None, *gradients[7:], None
+
+
+def _operands_of_both(inputs: tuple[Inputs, Inputs]) -> tuple[Tensor | None, ...]:
+    """Return x, then the others of either direction, without projections."""
+    return *inputs[0][:7], *inputs[1][1:7]
+
+
 def raise_out_of_memory(error: RuntimeError, device: torch.device) -> None:
     """Raise what torch would have raised where there was no room for a result.
 
@@ -211,69 +251,12 @@ def raise_out_of_memory(error: RuntimeError, device: torch.device) -> None:
     raise RuntimeError(f"fused_rnn: {message}") from error
 
 
-def _register() -> None:
-    """Find the ops, and tell torch's tracers the shapes they return."""
-    ops = torch.ops.fused_rnn
-    for cell in CELLS:
-        _FORWARD[cell] = getattr(ops, f"{cell}_forward").default
-        _BACKWARD[cell] = getattr(ops, f"{cell}_backward").default
-        lstm = cell == "lstm"
-        forward_shapes = _fake_lstm_forward if lstm else _fake_simple_forward
-        backward_shapes = _fake_lstm_backward if lstm else _fake_simple_backward
-        torch.library.register_fake(f"fused_rnn::{cell}_forward", forward_shapes)
-        torch.library.register_fake(f"fused_rnn::{cell}_backward", backward_shapes)
-
-
-def check_devices(*args: Any) -> None:
-    """Refuse what a kernel would: a single operand on the meta device brings a call here."""
-    device = args[0].device
-    for t in args:
-        # batch_sizes, the only integers, stand on the CPU.
-        if isinstance(t, Tensor) and t.device != device and t.dtype != torch.int64:
-            raise RuntimeError(
-                f"fused_rnn: all operands should be on the device of x, {device}, got {t.device}"
-            )
-
-
-def _fake_lstm_forward(*args: Any) -> tuple[Tensor, ...]:
-    operands, training = args[:9], args[10]
-    every_c = len(args) > 11 and args[11]  # tracers leave a default away
-    y, h_n, saved = _fake_forward(*operands, training)
-    c0 = operands[2]
-    c = c0.new_empty((*y.shape[:-1], c0.shape[-1]) if every_c else 0)
-    return y, h_n, c0.new_empty(c0.shape), c, saved
-
-
-def _fake_simple_forward(*args: Any) -> tuple[Tensor, ...]:
-    return _fake_forward(*args[:-2], args[-1])
-
-
-def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
-    operands, training = args[:-1], args[-1]
-    check_devices(*operands)
-    x, h0 = operands[:2]
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    # How much is saved is the kernel's own affair: a size only it knows, seen as such by tracers.
-    saved = x.new_empty(torch.library.get_ctx().new_dynamic_size() if training else 0, dtype=dtype)
-    return x.new_empty((*x.shape[:-1], h0.shape[-1])), h0.new_empty(h0.shape), saved
-
-
-def _fake_lstm_backward(*args: Any) -> tuple[Tensor, ...]:
-    return _fake_backward(args[:8], args[15], *args)
-
-
-def _fake_simple_backward(*args: Any) -> tuple[Tensor, ...]:
-    return _fake_backward(args[:6], args[-1], *args)
-
-
-def _fake_backward(
-    operands: tuple[Tensor | None, ...], mask: int, *args: Any
-) -> tuple[Tensor, ...]:
-    check_devices(*args)
-    return tuple(
-        t.new_empty(t.shape) if t is not None and mask >> bit & 1 else args[0].new_empty(0)
-        for bit, t in enumerate(operands)
-    )
+def _register(*names: str) -> None:
+    """Find the ops of these names, and tell torch's tracers the shapes they return."""
+    for of in names:
+        _FORWARD[of] = getattr(torch.ops.fused_rnn, f"{of}_forward").default
+        _BACKWARD[of] = getattr(torch.ops.fused_rnn, f"{of}_backward").default
+        native_fakes.register(f"fused_rnn::{of}")
 
 
 def _load_cuda() -> str | None:
@@ -296,5 +279,7 @@ def _load_cuda() -> str | None:
 
 _cuda_missing: str | None = None
 if _missing is None:
-    _register()
+    _register(*CELLS)
     _cuda_missing = _load_cuda()
+    if _cuda_missing is None:
+        _register(_BOTH)

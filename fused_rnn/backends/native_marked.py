@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import native
+from fused_rnn.backends import native, native_fakes
 from fused_rnn.backends.base import Inputs, Marked
 
 __all__ = ["marked_backward", "marked_forward"]
 
 _OPS: dict[str, Any] = {}
-_HAVE_STATE = ("lstm", "gru")  # an elementwise state, of which there is something to keep
 
 
 def marked_forward(
@@ -99,35 +98,7 @@ def _operands(cell: str, inputs: Inputs, marked: Marked) -> tuple[Any, ...]:
     return cell, *inputs[:7], *marked
 
 
-def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
-    cell, x, h0, c0, _, w_hh = args[:6]
-    _, training, every_c = args[11:]
-    native.check_devices(*args[1:11])
-    n, h = h0.shape
-    per_row = w_hh.shape[0] + (h if cell in _HAVE_STATE else 0)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    y = x.new_empty((*x.shape[:2], h))
-    saved = x.new_empty(x.shape[0] * n * per_row if training else 0, dtype=dtype)
-    c = x.new_empty(y.shape if every_c else 0)
-    return y, h0.new_empty((n, h)), x.new_empty(0 if c0 is None else (n, h)), c, saved
-
-
-def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
-    native.check_devices(*args[1:])
-    x, mask = args[1], args[-1]
-    operands = (*args[1:8], *args[9:11])  # without the marks
-    return tuple(
-        x.new_empty(t.shape if t is not None and mask >> bit & 1 else 0)
-        for bit, t in enumerate(operands)
-    )
-
-
-def _register() -> None:
-    """Find the ops, and tell torch's tracers the shapes they return."""
-    for way, shapes in (("forward", _fake_forward), ("backward", _fake_backward)):
-        _OPS[way] = getattr(torch.ops.fused_rnn, f"marked_{way}").default
-        torch.library.register_fake(f"fused_rnn::marked_{way}", shapes)
-
-
 if native.available() is None:
-    _register()
+    for _way in ("forward", "backward"):
+        _OPS[_way] = getattr(torch.ops.fused_rnn, f"marked_{_way}").default
+    native_fakes.register("fused_rnn::marked")

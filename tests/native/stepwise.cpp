@@ -1,8 +1,8 @@
 // The CUDA paths on the host bench: the ops of csrc/ops.h under a name of their own, for CPU tensors,
 // their kernels run by tests/native/simt on a device made up by a test.
 #define FUSED_RNN_HOST_BENCH
+#include "cuda/both_directions.h"
 #include "cuda/marked_path.h"
-#include "cuda/persistent_path.h"
 
 #include "ops.h"
 
@@ -35,12 +35,14 @@ STABLE_TORCH_LIBRARY(fused_rnn_bench, m) {
   define_ops(m);
   define_marked_ops(m);
   cuda::define_persistent_ops(m);
+  cuda::define_bidirectional_ops(m);
   m.def("make_device(int capability, int sms, int shared_bytes, int[] clusters) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn_bench, CPU, m) {
   implement_ops<cuda::Cuda>(m);
   implement_marked_ops<cuda::MarkedCuda>(m);
+  cuda::implement_bidirectional_ops(m);
   m.impl("persistent_plan", TORCH_BOX(&cuda::persistent_plan));
   m.impl("persistent_floor", TORCH_BOX(&cuda::persistent_floor));
 }

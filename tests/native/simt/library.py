@@ -94,6 +94,16 @@ class Machine:
         finally:
             self.library.simt_set_order(ctypes.c_uint64(FORWARD))
 
+    @contextmanager
+    def refusal(self, blocks: int = 1) -> Iterator[None]:
+        """Refuse launches of so many blocks that wait for each other, or more."""
+        self.library.simt_refuse.restype = None
+        self.library.simt_refuse(ctypes.c_uint(blocks))
+        try:
+            yield
+        finally:
+            self.library.simt_refuse(ctypes.c_uint(0))
+
     def last_launch(self) -> Launch | None:
         """Return the last launch since the last question, if there was one."""
         extents = (ctypes.c_uint * 6)()

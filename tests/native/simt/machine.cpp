@@ -31,7 +31,7 @@ void check(const Launch& l) {
 }
 
 std::uint64_t order_of_all = 0;
-bool refuses_all = false;
+std::size_t refused_blocks = 0;  // a launch of as many is refused; 0: none
 
 struct LastLaunch {
   unsigned extents[6];
@@ -120,7 +120,7 @@ void run(const Launch& launch, const std::function<void()>& thread) {
   }
 }
 
-bool refuses() { return refuses_all; }
+bool refuses(dim3 grid) { return refused_blocks > 0 && count(grid) >= refused_blocks; }
 
 void* dynamic_shared() { return block->shared(); }
 
@@ -177,9 +177,9 @@ extern "C" __attribute__((visibility("default"))) void simt_set_order(std::uint6
   simt::order_of_all = order;
 }
 
-// Whether to refuse launches of blocks that have to be there together.
-extern "C" __attribute__((visibility("default"))) void simt_refuse(int all) {
-  simt::refuses_all = all != 0;
+// Refuse launches of so many blocks, or more, that have to be there together; 0: none.
+extern "C" __attribute__((visibility("default"))) void simt_refuse(unsigned blocks) {
+  simt::refused_blocks = blocks;
 }
 
 // Grid and block of the last launch since the last such question; whether there was one.

@@ -73,7 +73,7 @@ struct WarpCall {
 };
 
 void run(const Launch& launch, const std::function<void()>& thread);
-bool refuses();  // blocks that have to be there together, as a test has asked
+bool refuses(dim3 grid);  // blocks that have to be there together, as a test has asked
 void* dynamic_shared();
 void block_barrier(int line);
 std::uint64_t warp_meeting(const WarpCall& call);
@@ -162,7 +162,7 @@ T* dynamic_shared() {
 template <class... Params>
 void launch_together(void (*kernel)(Params...), const char* name, Together together, dim3 grid,
                      dim3 block, std::size_t shared_bytes, void*, Params... arguments) {
-  if (simt::refuses()) {
+  if (simt::refuses(grid)) {
     throw LaunchRefused(std::string(name) + ": there is no room");
   }
   simt::run({name, grid, block, shared_bytes, together.cooperative, together.cluster},
