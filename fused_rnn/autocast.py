@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_rnn.backends import transforms
 from fused_rnn.checks import Row, Stack
 
 __all__ = ["recast"]
@@ -35,11 +36,10 @@ def recast(
     """Do as ``run`` does, :func:`fused_rnn.stack.run_stack` or the like, in autocast's dtype."""
     kind = x.device.type
     floating = all(t is None or t.dtype in _CAST for t in chain((x, h0, c0), *rows))
-    # Autocast raises when asked about a device that it does not know, such as meta.
-    known = torch.amp.is_autocast_available(kind)
-    if not floating or not known or not torch.is_autocast_enabled(kind):
+    dtype = _dtype_of(kind)
+    if not floating or dtype is None:
         return run(stack, x, h0, c0, rows, *others)
-    dtype, kept = torch.get_autocast_dtype(kind), [_or_float(h0), _or_float(c0)]
+    kept = [_or_float(h0), _or_float(c0)]
     x, h0, c0 = (t if t is None else t.to(dtype) for t in (x, h0, c0))
     rows = [[w.to(dtype) for w in row] for row in rows]
     with torch.autocast(kind, enabled=False):
@@ -48,6 +48,15 @@ def recast(
         return result
     y, *states = result
     return y, *(s if s is None else s.to(d) for s, d in zip(states, kept, strict=True))
+
+
+@transforms.constant_in_graphs
+def _dtype_of(kind: str) -> torch.dtype | None:
+    """Return what autocast casts to on a kind of device, or None where it does not."""
+    # It raises when asked about a device that it does not know, such as meta.
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def _or_float(state: Tensor | None) -> torch.dtype:

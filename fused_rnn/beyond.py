@@ -278,6 +278,6 @@ class Beyond(nn.RNNBase):
 
 
 def _outside_the_graph(run: Callable[..., Any], *args: Any) -> Any:
-    if torch.compiler.is_exporting():  # to one graph, which cannot be broken
+    if transforms.exporting():  # to one graph, which cannot be broken
         raise RuntimeError("gates, and packed sequences, cannot be exported")
     return outside_the_graph(run, *args)

@@ -42,7 +42,7 @@ def _is_plain(t: object) -> bool:
 
 def _stands_in(t: object) -> bool:
     """Return whether torch.export has put this in a plain tensor's place."""
-    return torch.compiler.is_exporting() and type(t).__name__ in ("FakeTensor", "FunctionalTensor")
+    return transforms.exporting() and type(t).__name__ in ("FakeTensor", "FunctionalTensor")
 
 
 class Stack(NamedTuple):

@@ -36,7 +36,7 @@ def run_stack_in_graph(
         others: batch_sizes (None), n, dropout and training
         recompute: whether the nodes save nothing for a backward, which makes it anew
     """
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+    if transforms.exporting() and torch.onnx.is_in_onnx_export():
         if not stack.proj_size:
             return onnx_stack(stack, x, h0, c0, rows, *others[1:])
         backends = [reference] * stack.layers  # ONNX has no projections, but has matrix products
@@ -86,7 +86,7 @@ def _choose(
 ) -> str | None:
     # A graph is for many lengths and batches, so that neither can have a say.
     transform = transforms.active()
-    if torch.compiler.is_exporting() and transform not in transforms.ONLY_REFERENCE:
+    if transforms.exporting() and transform not in transforms.ONLY_REFERENCE:
         return None if asked_for() == TORCH else WHEN_RUN
     backend = select(
         Problem(cell, device, dtype, 1, 1, i, h, p, ragged, training, transform, every_state)

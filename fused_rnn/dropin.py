@@ -39,7 +39,7 @@ class _DropIn(nn.Module):
                 # torch.fx does not trace into modules of torch.nn; it knows them by their address.
                 path = argument.tracer.path_of_module(self)
                 return argument.tracer.create_proxy("call_module", path, (input, hx), {})
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() and not transforms.exporting():
             return outside_the_graph(self.forward, input, hx)
         result = self._torch.forward(self, input, hx)
         torch_ran(reason)

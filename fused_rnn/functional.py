@@ -375,7 +375,7 @@ def _checked_stack(
         if isinstance(result, str):
             reason = result
     if reason is not None:
-        if compiling and not torch.compiler.is_exporting():
+        if compiling and not transforms.exporting():
             return outside_the_graph(
                 _checked_stack, cell, given, h0, c0, rows, bidirectional, dropout, training,
                 batch_first, batch_sizes, asked,

@@ -145,7 +145,7 @@ class Options:
         Raises:
             RuntimeError: if it has another shape, or is on another device.
         """
-        if self._initial == (None, None):
+        if all(state is None for state in self._initial):
             return None, None
         k, has_c = stack.layers * stack.directions, CELLS[stack.cell].has_cell_state
         sizes = stack.proj_size or stack.hidden_size, stack.hidden_size if has_c else None

@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch._C import _is_any_autocast_enabled, _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import CInterpreter, TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
-__all__ = ["ONLY_REFERENCE", "TORCH_FUNC", "active", "constant_in_graphs", "jit_traces"]
+__all__ = [
+    "ONLY_REFERENCE",
+    "TORCH_FUNC",
+    "active",
+    "constant_in_graphs",
+    "exporting",
+    "jit_traces",
+]
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -35,6 +43,15 @@ def constant_in_graphs(function: Function) -> Function:
     """
     function._dynamo_marked_constant = True
     return function
+
+
+@constant_in_graphs
+def exporting() -> bool:
+    """Return whether torch.export is at work.
+
+    Not torch's own function: TorchDynamo of torch 2.11 takes that for true wherever it traces.
+    """
+    return torch.compiler.is_exporting()
 
 
 @constant_in_graphs
