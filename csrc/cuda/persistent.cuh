@@ -8,21 +8,12 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "persistent.h"
-#include "ptx.cuh"
+#include "persistent_products.cuh"
 
 namespace fused_rnn {
 namespace cuda {
-
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-__device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % 32; }
-
-template <class E>
-__device__ __forceinline__ E* elements(const void* array) {
-  return static_cast<E*>(const_cast<void*>(array));
-}
 
 // The hidden unit and the sequence of a chunk that a thread has. A warp has 8 units of 4 sequences:
 // wide enough for whole sectors of memory, and narrow enough to read partial sums, which lie the
@@ -33,9 +24,13 @@ struct UnitOfChunk {
 
 template <int kColumns>
 __device__ __forceinline__ UnitOfChunk unit_of_chunk(int i) {
-  constexpr int kTiles = kColumns / 4;
-  const int tile = i / 32;
-  return {i % 8 + tile / kTiles * 8, i / 8 % 4 + tile % kTiles * 4};
+  if constexpr (kColumns == 1) {
+    return {i, 0};
+  } else {
+    constexpr int kTiles = kColumns / 4;
+    const int tile = i / 32;
+    return {i % 8 + tile / kTiles * 8, i / 8 % 4 + tile % kTiles * 4};
+  }
 }
 
 // The rounds that a block's threads take over (units, columns).
@@ -43,127 +38,23 @@ constexpr int rounds_of(int units, int columns, int threads) {
   return static_cast<int>(ceil_div(ceil_div(units, 8) * 8 * columns, threads));
 }
 
-// Where a (rows, columns) array in shared memory has an element, so that 8 rows of 4 columns are in
-// different banks, and pairs of columns stay together.
-template <int kColumns>
-__device__ __forceinline__ int place_of(int row, int column) {
-  return row * kColumns + (column ^ (row * kColumns / 32 % (kColumns / 4) * 4));
-}
-
-// Products on tensor cores: of halves, or of floats rounded to TF32, summed in float.
-template <class S>
-struct TensorProduct {
-  using Element = S;
-  using Operand = ptx::FragmentB;
-  static constexpr int kDepth = fragment_depth(sizeof(S));
-  static constexpr bool kInRegisters = true;
-
-  __device__ __forceinline__ static S rounded(S v) {
-    if constexpr (sizeof(S) == 4) {
-      return bit_cast<S>(ptx::round_tf32(v));
-    } else {
-      return v;
-    }
-  }
-
-  // weight(row, k): of the 16 rows and the depth of a fragment.
-  template <class Weight>
-  __device__ __forceinline__ static ptx::FragmentA fragment(Weight&& weight) {
-    constexpr int kPair = 4 / sizeof(S);
-    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
-    ptx::FragmentA a;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      S word[kPair];
-#pragma unroll
-      for (int j = 0; j < kPair; ++j) {
-        word[j] = rounded(weight(g + i % 2 * 8, (2 * q + i / 2) * kPair + j));
-      }
-      std::memcpy(&a.v[i], word, 4);
-    }
-    return a;
-  }
-
-  // `states`: of a fragment's depth, from its first of 8 columns on.
-  template <class Exchange>
-  __device__ __forceinline__ static Operand operand(const S* states) {
-    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
-    return Exchange::template read<Operand>(states + g * kDepth + q * (8 / sizeof(S)));
-  }
-
-  __device__ __forceinline__ static void multiply(ptx::Accumulator& d, const ptx::FragmentA& a,
-                                                  const ptx::FragmentA*, const Operand& b) {
-    ptx::multiply<S>(d, a, b);
-  }
-};
-
-// Products of floats as they are. A lane makes the same four sums as an MMA leaves it.
-struct PlainProduct {
-  using Element = float;
-  struct Operand {
-    ptx::FragmentA column[2][2];
-  };
-  static constexpr int kDepth = fragment_depth(sizeof(float));
-  static constexpr bool kInRegisters = false;
-
-  __device__ __forceinline__ static float rounded(float v) { return v; }
-
-  // A fragment is [k / 4][row][k % 4] in shared memory: rows in a row for a warp's lanes.
-  template <class Weight>
-  __device__ __forceinline__ static ptx::FragmentA fragment(Weight&& weight) {
-    ptx::FragmentA a;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      a.v[i] = bit_cast<std::uint32_t>(weight(lane_of_warp() % 16, lane_of_warp() / 16 * 4 + i));
-    }
-    return a;
-  }
-
-  template <class Exchange>
-  __device__ __forceinline__ static Operand operand(const float* states) {
-    Operand b;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int column = lane_of_warp() % 4 * 2 + c;
-        b.column[c][half] =
-            Exchange::template read<ptx::FragmentA>(states + column * kDepth + half * 4);
-      }
-    }
-    return b;
-  }
-
-  __device__ __forceinline__ static void multiply(ptx::Accumulator& d, const ptx::FragmentA&,
-                                                  const ptx::FragmentA* fragment,
-                                                  const Operand& b) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const ptx::FragmentA a = fragment[half * 16 + lane_of_warp() / 4 + r * 8];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            d.v[r * 2 + c] += bit_cast<float>(a.v[i]) * bit_cast<float>(b.column[c][half].v[i]);
-          }
-        }
-      }
-    }
-  }
-};
-
 // A warp's slice of a block's weights: `rows` of warp_m, and some of the depth. The first fragments
 // stay in registers for the whole launch, the others in shared memory.
-template <class Product, int kShape>
+template <class Kind, int kShape>
 class WarpWeights {
  public:
   static constexpr Shape kS = kShapes[kShape];
-  static constexpr int kTilesM = kS.tiles_m, kTilesN = kS.columns / 8;
-  static constexpr int kKept = Product::kInRegisters ? kS.registers / kTilesM : 0;  // steps
-  // Steps whose states are on their way at once; plain products take more registers.
-  static constexpr int kAhead = (Product::kInRegisters ? 8 : 4) / kTilesN;
+  static constexpr bool kOneColumn = kS.columns == 1;
+  using Product = std::conditional_t<kOneColumn, OneColumn<Kind>, Kind>;
+  static constexpr int kTilesM = kS.tiles_m, kTilesN = kOneColumn ? 1 : kS.columns / 8;
+  // Whether a lane needs no fragment but its own. Plain products of eight columns need four.
+  static constexpr bool kByLane = Product::kByMma || kOneColumn;
+  static constexpr int kKept = kept_fragments(kS, Product::kByMma) / kTilesM;  // steps
+  // Steps whose states are on their way at once; plain products take more registers, and one column
+  // leaves some.
+  static constexpr int kMostAhead = Product::kByMma ? 16 : 8;
+  static constexpr int kAhead = kOneColumn ? kKept / static_cast<int>(ceil_div(kKept, kMostAhead))
+                                           : (kByLane ? 8 : 4) / kTilesN;
   static_assert(kKept % kAhead == 0, "no round has fragments in both places");
   static constexpr int kAtOnce = kTilesM > 2 ? 1 : 4 / kTilesM;  // steps that are loaded at once
   static_assert(kKept % kAtOnce == 0, "nor has a round of loads");
@@ -229,18 +120,12 @@ class WarpWeights {
 
   // [warp_k][row][column]: the sums of a block's warps.
   __device__ __forceinline__ void store(const Sums& sums, float* partials) const {
-    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
     float* const mine = partials + warp_k_ * kS.rows() * kS.columns;
 #pragma unroll
     for (int m = 0; m < kTilesM; ++m) {
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int row = (warp_m_ * kTilesM + m) * 16 + half * 8 + g;
-          float* const to = mine + place_of<kS.columns>(row, n * 8 + q * 2);
-          *reinterpret_cast<float2*>(to) = {sums[m][n].v[half * 2], sums[m][n].v[half * 2 + 1]};
-        }
+        Product::template store<kS.columns>(sums[m][n], mine, (warp_m_ * kTilesM + m) * 16, n * 8);
       }
     }
   }
@@ -284,7 +169,7 @@ class WarpWeights {
           ptx::FragmentA a{};
           if constexpr (kInRegisters) {
             a = kept_[f];
-          } else if constexpr (Product::kInRegisters) {
+          } else if constexpr (kByLane) {
             a = shared[lane_of_warp()];
           }
 #pragma unroll

@@ -24,7 +24,7 @@ struct Plan {
   int units;    // of a block; the last ones may have fewer, or none
   int blocks;   // of a group
   int cluster;  // blocks of a cluster; 0: the blocks of a group meet in global memory
-  int columns;  // sequences that a chunk has: the MMA's N
+  int columns;  // sequences that a chunk has: the exchange's columns
   int chunks;   // of a group: independent of each other, so that one hides the other's wait
   int groups;   // for all N sequences of one direction
   std::int64_t shared_bytes;  // of a block

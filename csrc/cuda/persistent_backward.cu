@@ -29,7 +29,7 @@ class BackwardBlock {
   static constexpr int kRounds = rounds_of(kMostUnits, kColumns, kThreads);
   // Rounds that are read ahead: as many as there are registers for beside weights, or, of plain
   // floats, the states on their way.
-  static constexpr int kAtOnce = kRounds > 1 && Product::kInRegisters&& kS.registers < 32 ? 2 : 1;
+  static constexpr int kAtOnce = kRounds > 1 && Product::kByMma&& kS.registers < 32 ? 2 : 1;
 
  public:
   __device__ __forceinline__ BackwardBlock(const PersistentBackward& a, int direction, int group,
@@ -41,7 +41,7 @@ class BackwardBlock {
         products_(a, direction, group, block) {
     const std::int64_t depth = slice_depth(true, a.cell, a.H, a.plan);
     const SharedLayout l = shared_layout(
-        {true, kS, Product::kInRegisters, sizeof(S), depth, a.plan.units, a.plan.chunks, 0});
+        {true, kS, Product::kByMma, sizeof(S), depth, a.plan.units, a.plan.chunks, 0});
     carries_ = reinterpret_cast<float*>(dynamic_shared<char>() + l.states);
   }
 

@@ -49,8 +49,8 @@ class BackwardProducts {
         rank_(block % members()),
         padded_(static_cast<int>(padded_depth(kS, depth(), sizeof(S)))),
         weights_(depth(), dynamic_shared<char>()) {
-    const SharedLayout l = shared_layout(
-        {true, kS, Product::kInRegisters, sizeof(S), depth(), units(), a.plan.chunks, 0});
+    const SharedLayout l =
+        shared_layout({true, kS, Product::kByMma, sizeof(S), depth(), units(), a.plan.chunks, 0});
     char* const shared = dynamic_shared<char>();
     partials_ = reinterpret_cast<float*>(shared + l.partials);
     passed_ = reinterpret_cast<float*>(shared + l.exchange);

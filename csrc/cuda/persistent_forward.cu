@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kShapes[kShape].threads(), 1)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   using S = typename Product::Element;
   constexpr Shape kS = kShapes[kShape];
-  const Place place = place_of_block<kShape, S>(a, Product::kInRegisters);
+  const Place place = place_of_block<kShape, S>(a, Product::kByMma);
   const std::int64_t depth = padded_depth(kS, a.H, sizeof(S));
   if constexpr (kInCluster) {
     using Exchange = ClusterExchange<S, kS.columns>;

@@ -90,10 +90,13 @@ inline bool spread(const PlanProblem& p, const DeviceFacts& device, Plan& plan) 
     return false;
   }
   const bool alone = plan.meeting() == Meeting::kCluster;
+  // A chunk's turn has latencies of its own, which the model leaves out: with one sequence a chunk
+  // they would come once for each.
+  const std::int64_t most = plan.columns == 1 ? 1 : kMostChunks;
   const std::int64_t tiles = ceil_div(p.N, plan.columns);
   for (std::int64_t chunks = ceil_div(tiles, at_once); chunks > 0;
        chunks = alone ? chunks - 1 : 0) {
-    if (chunks <= kMostChunks) {
+    if (chunks <= most) {
       plan.chunks = static_cast<int>(chunks);
       plan.shared_bytes = layout(p, plan).bytes;
       const std::int64_t groups = ceil_div(tiles, chunks);
@@ -112,7 +115,8 @@ inline double step_time(const PlanProblem& p, const DeviceFacts& device, const P
   const SharedLayout l = layout(p, plan);
   const double depth = static_cast<double>(slice_depth(p.backward, p.cell, p.H, plan));
   const double states = depth * plan.columns * element_bytes_of(p.dtype);
-  const double products = depth * shape.rows() * plan.columns;
+  // An MMA takes as long for one column as for eight.
+  const double products = depth * shape.rows() * std::max(plan.columns, by_mma(p) ? 8 : 1);
   const double rate = !by_mma(p)                 ? kSmFloatProducts
                       : p.dtype == Dtype::kFloat ? kSmTf32Products
                                                  : kSmHalfProducts;
@@ -298,7 +302,7 @@ inline std::string describe(const PlanProblem& p, const Plan& plan) {
   const int bytes = element_bytes_of(p.dtype);
   const std::int64_t fragments = depth_steps(shape, depth, bytes) * shape.tiles_m;
   const std::int64_t kept =
-      planning::by_mma(p) ? std::min<std::int64_t>(fragments, shape.registers) : 0;
+      std::min<std::int64_t>(fragments, kept_fragments(shape, planning::by_mma(p)));
   const auto text = [](std::int64_t n, const char* noun) {
     return std::to_string(n) + " " + noun + (n == 1 ? "" : "s");
   };
@@ -317,7 +321,7 @@ inline std::string describe(const PlanProblem& p, const Plan& plan) {
          planning::size(static_cast<double>(kept * shape.warps() * kFragmentBytes)) +
          " and in shared memory " + planning::size(static_cast<double>(l.partials)) + " of " +
          planning::size(static_cast<double>(plan.shared_bytes)) + ", " +
-         text(plan.chunks, "chunk") + " of " + std::to_string(plan.columns) + " sequences";
+         text(plan.chunks, "chunk") + " of " + text(plan.columns, "sequence");
 }
 
 }  // namespace cuda

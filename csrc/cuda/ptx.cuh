@@ -63,9 +63,11 @@ __device__ __forceinline__ void prefetch(const void* from) {
 // Past L1, which does not know what other SMs write.
 template <class V>
 __device__ __forceinline__ V load_shared_by_all(const void* from) {
-  static_assert(sizeof(V) == 8 || sizeof(V) == 16, "two or four words");
+  static_assert(sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16, "one, two or four words");
   V v;
-  if constexpr (sizeof(V) == 8) {
+  if constexpr (sizeof(V) == 4) {
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v.v[0]) : "l"(from) : "memory");
+  } else if constexpr (sizeof(V) == 8) {
     asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];"
                  : "=r"(v.v[0]), "=r"(v.v[1])
                  : "l"(from)

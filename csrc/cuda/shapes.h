@@ -2,7 +2,7 @@
 // has in shared memory: the plan counts with it, the kernels lay it out by it. No torch, no CUDA.
 //
 // A block multiplies its slice of the recurrent weights, `rows` times `depth`, by the states of a
-// chunk of sequences, in MMAs of 16 rows, 8 columns and 32 bytes of depth:
+// chunk of sequences, in products of 16 rows, 8 columns or one, and 32 bytes of depth:
 //
 //   forward               rows = G * units            depth = H
 //   backward, cluster 0   rows = units                depth = G * H
@@ -25,7 +25,7 @@ namespace cuda {
 struct Shape {
   int warps_m, warps_k;  // of a block, over the rows and over the depth
   int tiles_m;           // of 16 rows, of a warp
-  int columns;           // sequences of a chunk: 8 or 16
+  int columns;           // sequences of a chunk: 1, 8 or 16
   int registers;         // fragments of 16 rows and 32 bytes that a warp keeps in registers
 
   FUSED_RNN_INLINE constexpr int rows() const { return 16 * warps_m * tiles_m; }
@@ -36,6 +36,7 @@ struct Shape {
 // X(index, warps_m, warps_k, tiles_m, columns, registers)
 // The depth is split over warps as far as it goes: then a warp alone loads its part of the states.
 // Few rows make many blocks, for small batches; many rows make a group that fits in one cluster.
+// One column is for few sequences, each with a group of its own (persistent_products.cuh).
 #define FUSED_RNN_SHAPES(X) \
   X(0, 1, 8, 1, 8, 16)      \
   X(1, 1, 8, 2, 8, 16)      \
@@ -43,7 +44,13 @@ struct Shape {
   X(3, 1, 8, 3, 16, 24)     \
   X(4, 1, 8, 4, 16, 32)     \
   X(5, 2, 4, 4, 16, 32)     \
-  X(6, 4, 2, 4, 16, 32)
+  X(6, 4, 2, 4, 16, 32)     \
+  X(7, 1, 8, 1, 1, 24)      \
+  X(8, 1, 8, 2, 1, 32)      \
+  X(9, 1, 8, 3, 1, 24)      \
+  X(10, 1, 8, 4, 1, 32)     \
+  X(11, 2, 4, 4, 1, 32)     \
+  X(12, 4, 2, 4, 1, 32)
 
 constexpr Shape kShapes[] = {
 #define FUSED_RNN_SHAPE(index, ...) {__VA_ARGS__},
@@ -72,9 +79,9 @@ constexpr bool is_compiled(bool backward, Meeting meeting, int shape) {
   };
   switch (meeting) {
     case Meeting::kMemory:
-      return backward ? one_of({0, 2}) : one_of({1, 2, 3, 4});
+      return backward ? one_of({0, 2, 7, 9}) : one_of({1, 2, 3, 4, 8, 9, 10});
     case Meeting::kCluster:
-      return backward ? one_of({4, 5, 6}) : one_of({2, 4, 5, 6});
+      return backward ? one_of({4, 5, 6, 11, 12}) : one_of({2, 4, 5, 6, 11, 12});
     case Meeting::kClusters:
       return backward && one_of({2, 4, 5});
   }
@@ -115,10 +122,15 @@ struct SharedLayout {
   std::int64_t bytes;     // of all
 };
 
+// Of a warp, in registers. Plain floats of several columns leave no room for any.
+FUSED_RNN_INLINE constexpr int kept_fragments(Shape s, bool by_mma) {
+  return by_mma || s.columns == 1 ? s.registers : 0;
+}
+
 struct SharedNeeds {
   bool backward;
   Shape shape;
-  bool registers;  // products by MMA: plain float keeps no fragments in registers
+  bool by_mma;
   int element_bytes;
   std::int64_t depth;
   int units, chunks;
@@ -132,7 +144,7 @@ FUSED_RNN_INLINE constexpr std::int64_t aligned(std::int64_t bytes) {
 FUSED_RNN_INLINE constexpr SharedLayout shared_layout(SharedNeeds n) {
   const Shape s = n.shape;
   const std::int64_t fragments = depth_steps(s, n.depth, n.element_bytes) * s.tiles_m;
-  const std::int64_t kept = n.registers ? s.registers : 0;
+  const std::int64_t kept = kept_fragments(s, n.by_mma);
   const std::int64_t in_memory = fragments > kept ? fragments - kept : 0;
   SharedLayout l{};
   l.weights = 0;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -90,10 +91,12 @@ def fewest_blocks(cell: str, H: int, shape: int) -> int:
     return -(-H // (shape_of(shape)[0] // CELLS[cell].gates))
 
 
-def is_compiled(layout: Layout) -> bool:
-    """Return whether there is a kernel."""
-    in_cluster = layout.meeting == CLUSTER
-    return bool(bench().library.simt_forward_is_compiled(layout.shape, in_cluster))
+def shapes_of(meeting: str) -> Iterator[int]:
+    """Yield the tile shapes that a kernel is compiled for."""
+    library = bench().library
+    for shape in range(library.simt_shape_count()):
+        if library.simt_forward_is_compiled(shape, meeting == CLUSTER):
+            yield shape
 
 
 def draw(case: Case) -> Results:

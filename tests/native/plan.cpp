@@ -33,7 +33,8 @@ extern "C" void fused_rnn_plan(const PlanProblem* problem, const DeviceFacts* de
     answer->scratch_bytes = scratch_layout(problem->backward, problem->cell, problem->dtype,
                                            problem->H, problem->directions, shape, p)
                                 .bytes;
-    answer->register_bytes = std::int64_t{1} * shape.registers * shape.warps() * kFragmentBytes;
+    answer->register_bytes = std::int64_t{1} * kept_fragments(shape, planning::by_mma(*problem)) *
+                             shape.warps() * kFragmentBytes;
     answer->microseconds = planned.microseconds;
   }
   std::strncpy(answer->text, text.c_str(), sizeof(answer->text) - 1);
