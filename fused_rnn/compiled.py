@@ -18,7 +18,7 @@ from fused_rnn.node import WHEN_RUN, scan
 from fused_rnn.onnx_nodes import onnx_stack
 from fused_rnn.stack import run_stack
 
-__all__ = ["choose_in_graph", "run_stack_in_graph"]
+__all__ = ["choose_in_graph", "run_stack_in_graph", "torch_is_asked_for"]
 
 
 def run_stack_in_graph(
@@ -70,6 +70,12 @@ def choose_in_graph(
     widths = [stack.input_size] + [(p or h) * stack.directions] * (stack.layers - 1)
     how = h, p, x.device, x.dtype, ragged, needs, every_state
     return [_choose(stack.cell, i, *how) for i in widths]
+
+
+@transforms.constant_in_graphs
+def torch_is_asked_for() -> bool:
+    """Return whether torch.nn's own forward was chosen by name."""
+    return asked_for() == TORCH
 
 
 @transforms.constant_in_graphs

@@ -14,6 +14,7 @@ from torch import Tensor
 from fused_rnn.cells import CELLS, Weights
 from fused_rnn.checks import Row, Stack
 from fused_rnn.options import Options
+from fused_rnn.segments import on_device
 from fused_rnn.stack import initial_states, operands
 
 __all__ = ["gates_of_layers"]
@@ -31,7 +32,7 @@ def gates_of_layers(
         rows: the weights
         options: of the call that has run, with the states of every step
     """
-    lengths, resets = (t if t is None else t.to(x.device) for t in options.cuts(x))
+    lengths, resets = (on_device(t, x.device) for t in options.cuts(x))
     past = None
     if lengths is not None:
         past = torch.arange(len(x), device=x.device).unsqueeze(1) >= lengths

@@ -48,7 +48,7 @@ class LSTM(Layers):
           Default to zeros.
         * **lengths**: integers of shape :math:`(N)`, or :math:`()` for unbatched input, on any
           device and in any order: how many steps of each sequence count, from 0 on. What is past
-          them is not read. Outputs there are zero; final states are those at the end, or the
+          them has no influence. Outputs there are zero; final states are those at the end, or the
           initial ones of a sequence without steps; the reverse direction begins at each sequence's
           own end. Default: ``None``, for all steps
         * **resets**: booleans in the layout of **input**, :math:`(L, N)`, :math:`(N, L)` when

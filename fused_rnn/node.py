@@ -13,6 +13,7 @@ backward, which makes it again if it comes to that.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -80,30 +81,30 @@ def scan(
     Returns:
         y (T, N, R), h_n (N, R), c_n (N, H) | None, c (T, N, H) | None
     """
-    marked = marked or _DENSE
     if transforms.active() in transforms.ONLY_REFERENCE:
         y, h_n, c_n, c = _by_torch(cell, inputs, marked, reverse, every_c)
         return y, h_n, c_n, c if every_c else None
+    tensors = *inputs, *(_NO_MARKS if marked is None else marked)
     training = (
         keep
         and backend != WHEN_RUN
         and torch.is_grad_enabled()
-        and any(t is not None and t.requires_grad for t in (*inputs, *marked))
+        and any(t is not None and t.requires_grad for t in tensors)
     )
     y, h_n, c_n, c, _ = torch.ops.fused_rnn.scan(
-        backend, cell, *inputs, *marked, reverse, every_c, training
+        backend, cell, *tensors, reverse, every_c, training
     )
     return y, h_n, c_n if CELLS[cell].has_cell_state else None, c if every_c else None
 
 
-_DENSE = Marked(None, None, None)
+_NO_MARKS = None, None, None
 
 
 def _by_torch(
-    cell: str, inputs: Inputs, marked: Marked, reverse: bool, every_c: bool
+    cell: str, inputs: Inputs, marked: Marked | None, reverse: bool, every_c: bool
 ) -> tuple[Tensor | None, ...]:
     """Return y, h_n, c_n and c, made of torch's own operators."""
-    if marked.marks is not None:
+    if marked is not None:
         return reference.marked(cell, inputs, marked, reverse)
     if every_c:
         return reference.scan_states(cell, inputs, None, reverse)
@@ -111,7 +112,7 @@ def _by_torch(
 
 
 class _Scan(NamedTuple):
-    """What the operators get, in two groups: one that tensors are in, one that says how."""
+    """What the operators get beside names, and what only one of them gets."""
 
     inputs: Inputs
     marked: Marked | None
@@ -135,7 +136,19 @@ class _Scan(NamedTuple):
         return select(problem).backend or reference
 
 
+def _without_autocast(x: Tensor) -> Any:
+    # Whatever is to be recast was, before there was a node: kernels take no notice of autocast, and
+    # what is made of torch's operators must not either.
+    on = torch._C._is_any_autocast_enabled()
+    return torch.autocast(x.device.type, enabled=False) if on else nullcontext()
+
+
 def _forward(name: str, cell: str, *operands: Any) -> Results:
+    with _without_autocast(operands[0]):
+        return _results(name, cell, *operands)
+
+
+def _results(name: str, cell: str, *operands: Any) -> Results:
     scan, training = _Scan.of(operands), operands[13]
     backend = scan.backend(name, cell, training)
     inputs, marked, reverse, every_c = scan
@@ -145,7 +158,7 @@ def _forward(name: str, cell: str, *operands: Any) -> Results:
             backend, cell, inputs, marked, reverse, training, every_c
         )
     elif backend is reference:
-        y, h_n, c_n, c = _by_torch(cell, inputs, _DENSE, reverse, every_c)
+        y, h_n, c_n, c = _by_torch(cell, inputs, None, reverse, every_c)
         saved = ()
     elif every_c:
         y, h_n, c_n, saved, c = backend.scan_states(cell, inputs, None, reverse, training)
@@ -173,6 +186,19 @@ def _gradients(
     needs: list[bool],
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of Inputs and of the state after a reset, None where not needed."""
+    with _without_autocast(y):
+        return _gradients_on(backend, cell, scan, y, saved, given, needs)
+
+
+def _gradients_on(
+    backend: Backend,
+    cell: str,
+    scan: _Scan,
+    y: Tensor,
+    saved: list[Tensor],
+    given: list[Tensor | None],
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
     inputs, marked, reverse, every_c = scan
     dy, dh_n, dc_n, dc = given
     dc = dc if every_c else None  # of what is empty else

@@ -15,13 +15,21 @@ import torch
 from torch import Tensor
 
 from fused_rnn import autograd
+from fused_rnn.backends import transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.checks import Row, Stack
 from fused_rnn.collectors import Collector, Nodes
-from fused_rnn.compiled import choose_in_graph, run_stack_in_graph
+from fused_rnn.compiled import choose_in_graph, run_stack_in_graph, torch_is_asked_for
 from fused_rnn.marks import mark
 from fused_rnn.node import WHEN_RUN
-from fused_rnn.segments import Segments, check_lengths, check_resets, cut, read
+from fused_rnn.segments import (
+    Segments,
+    check_lengths,
+    check_resets,
+    cut,
+    on_device,
+    read,
+)
 from fused_rnn.stack import choose, initial_states, run_stack
 
 __all__ = ["Options", "Steps"]
@@ -164,8 +172,12 @@ class Options:
         """Run layers in a graph, where nothing can be packed: how many rows is not known there."""
         if not (self._cuts or self._every_state):
             return run_stack_in_graph(*operands, recompute=self._recompute)
+        if torch_is_asked_for():
+            raise RuntimeError(
+                "torch.nn was asked for, which has neither lengths and resets in a graph nor every "
+                "step's states"
+            )
         names = choose_in_graph(*operands[:5], self._cuts, self._every_state)
-        # torch.nn's own forward, where that was asked for, knows nothing of what is asked for here.
         return self._marked([WHEN_RUN if name is None else name for name in names], *operands)
 
     def _marking(self, *operands: Any) -> list[str] | None:
@@ -192,8 +204,9 @@ class Options:
         """Run layers without reading lengths and resets, a node for each scan."""
         marks = None
         if self._cuts:
-            lengths, resets = (t if t is None else t.to(x.device) for t in self.cuts(x))
-            if lengths is not None:
+            lengths, resets = (on_device(t, x.device) for t in self.cuts(x))
+            # Under vmap there is one assertion for each of a batch, which torch has no rule for.
+            if lengths is not None and transforms.active() not in transforms.ONLY_REFERENCE:
                 # Nothing waits for it: on a GPU it is the next call that does which will raise.
                 within = ((lengths >= 0) & (lengths <= x.shape[0])).all()
                 torch._assert_async(
@@ -201,7 +214,10 @@ class Options:
                 )
             # Not len(x), which a tracer takes for a constant.
             sizes = x.shape[0], n
-            marks = [mark(lengths, resets, *sizes, reverse, x) for reverse in (False, True)]
+            marks = [
+                mark(lengths, resets, *sizes, reverse, x)
+                for reverse in (False, True)[: stack.directions]
+            ]
         scans = Nodes(marks, self.anew(stack, x), not self._recompute, self._every_state)
         result = run_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training, names, scans)
         if self._every_state:

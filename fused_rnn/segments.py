@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 from torch.nn.functional import embedding
 
-__all__ = ["Segments", "check_lengths", "check_resets", "cut", "read"]
+__all__ = ["Segments", "check_lengths", "check_resets", "cut", "on_device", "read"]
 
 
 class Segments(NamedTuple):
@@ -133,6 +133,11 @@ def check_resets(resets: Tensor, steps: int, n: int | None, batch_first: bool) -
     if n is None:
         return resets.unsqueeze(1)
     return resets.t() if batch_first else resets
+
+
+def on_device(t: Tensor | None, device: torch.device) -> Tensor | None:
+    """Return a tensor there, without waiting for the device where it comes from the CPU."""
+    return t if t is None else t.to(device, non_blocking=t.device.type == "cpu")
 
 
 def read(lengths: Tensor | None, resets: Tensor | None, steps: int) -> tuple[Tensor | None, ...]:

@@ -54,6 +54,15 @@ SMALL = Shape(3, 2, 3, 4)
 SMALL_RAGGED = ragged((3, 1, 2), 3, 4)
 
 
+def shifted(t):
+    """Return a copy that does not stand at the beginning of its storage, between NaNs."""
+    if t is None:
+        return None
+    around = t.new_full((t.numel() + 6,), torch.nan)
+    copy = around[3:-3].view(t.shape)
+    return copy.copy_(t.detach())
+
+
 def present(tensors):
     """Return those that are not None."""
     return [t for t in tensors if t is not None]

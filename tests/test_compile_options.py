@@ -216,10 +216,32 @@ def test_onnx_has_no_such_layers():
         torch.onnx.export(model, (torch.randn(T, N, 3),), dynamo=True, verbose=False)
 
 
-def test_with_torch_asked_for_a_node_runs_the_reference():
+def test_torch_that_is_asked_for_knows_no_options():
     model = Model("GRU", ASKED["all"])
-    x = example(model)
-    expected = leaves(model(x))
-    with fused_rnn.use_backend("torch"):
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        torch.testing.assert_close(leaves(compiled(x)), expected)
+    with fused_rnn.use_backend("torch"), pytest.raises(Exception, match=r"torch\.nn was asked for"):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(example(model))
+
+
+def test_lengths_of_its_own_for_each_of_a_batch():
+    module = fused_rnn.GRU(3, 5)
+
+    def run(x, lengths):
+        return module(x, lengths=lengths)[0]
+
+    xs, lengths = torch.randn(3, T, N, 3), torch.randint(0, T + 1, (3, N))
+    found = torch.compile(vmap(run), backend="aot_eager", fullgraph=True)(xs, lengths)
+    torch.testing.assert_close(found, torch.stack(list(map(run, xs, lengths))))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradients_inside_autocast_are_those_outside(backend):
+    with fused_rnn.use_backend(backend):
+        module, x = fused_rnn.GRU(3, 5), torch.randn(T, N, 3, requires_grad=True)
+        compiled = torch.compile(module, backend="eager")
+        found = []
+        for inside in (False, True):
+            y, _ = compiled(x, lengths=LENGTHS)
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+                (dx,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
+            found.append([dx, *torch.autograd.grad(dx.pow(2).sum(), module.weight_hh_l0)])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)

@@ -10,6 +10,7 @@ from operands import (
     make_inputs,
     needing,
     present,
+    shifted,
     skip_unless_supported,
 )
 
@@ -111,3 +112,18 @@ def test_a_sequence_with_nan_stays_alone(kernel, variant, small, reverse, device
     for state, wanted in zip(present(found[1:]), present(clean[1:]), strict=True):
         assert state[1].isnan().all()
         torch.testing.assert_close(state[::2], wanted[::2], rtol=0, atol=0)
+
+
+def test_operands_stand_anywhere_in_their_storage(kernel, variant, small, reverse, device):
+    cell, _ = variant
+    inputs, batch_sizes = make_inputs(variant, small, torch.float32, device)
+    skip_unless_supported(kernel, cell, inputs, batch_sizes)
+    results = []
+    for operands in (inputs, Inputs(*map(shifted, inputs))):
+        for t in present(operands):
+            t.requires_grad_()
+        found = present(autograd.scan(kernel, cell, operands, batch_sizes, reverse))
+        gradients = [shifted(r) if operands is not inputs else r.detach() for r in found]
+        results.append([*found, *torch.autograd.grad(found, present(operands), gradients)])
+    # Rounded in another order at most: what is aligned differs.
+    torch.testing.assert_close(*results)

@@ -12,6 +12,7 @@ from test_kernels import (  # noqa: F401 (the same tests, with the fixtures belo
     test_a_sequence_with_nan_stays_alone,
     test_inference_computes_what_training_does,
     test_kernel_is_the_reference,
+    test_operands_stand_anywhere_in_their_storage,
     test_two_runs_are_bit_equal,
 )
 

@@ -138,8 +138,7 @@ inline BothBackward bidirectional_backward(
                                checked(dc_n_reverse, "dc_n_reverse", {in.N, in.H}, in.x),
                                std::nullopt, of_x | of_reverse);
   const auto [a, b] = backward_both(both.cell, in, given, in_reverse, given_reverse);
-  // The stable ABI has a difference of tensors, but no sum.
-  const Tensor dx = of_x != 0 ? torch::stable::subtract(a[0], b[0], -1.0) : a[0];
+  const Tensor dx = of_x != 0 ? added(a[0], b[0]) : a[0];
   return {dx, a[1], a[2], a[3], a[4], a[5], a[6], b[1], b[2], b[3], b[4], b[5], b[6]};
 }
 

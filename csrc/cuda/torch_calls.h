@@ -18,13 +18,13 @@ inline std::int64_t element_bytes(torch::headeronly::ScalarType type) {
   return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
 }
 
+// Of the elements from `begin` on.
 inline Tensor view(const Tensor& t, std::int64_t begin, std::array<std::int64_t, 2> sizes,
                    std::array<std::int64_t, 2> strides) {
   AtenTensorHandle handle = nullptr;
-  std::int64_t offset = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      t.get(), 2, sizes.data(), strides.data(), offset + begin, &handle));
+  // What it calls a storage offset is added to the tensor's own.
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes.data(),
+                                                               strides.data(), begin, &handle));
   return Tensor(handle);
 }
 
