@@ -20,7 +20,7 @@ from marked import (
     marks_of,
     run,
 )
-from operands import assert_near, present
+from operands import assert_near, present, shifted
 from test_cuda_stepwise import _load
 from torch.library import opcheck
 
@@ -149,6 +149,22 @@ def test_strided_operands(cell, reverse, device):
     found = native_marked.marked_forward(cell, strided, moved, reverse, False, False)
     expected = native_marked.marked_forward(cell, inputs, marked, reverse, False, False)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_operands_stand_anywhere_in_their_storage(cell, reverse, device):
+    inputs, marked = make_marked(cell, BOTH, reverse, True, torch.float32, device)
+    inputs = inputs._replace(x=inputs.x.nan_to_num(1, 1))  # equal to itself
+    moved = Inputs(*map(shifted, inputs)), marked._replace(h=shifted(marked.h), c=shifted(marked.c))
+    results = []
+    for operands in ((inputs, marked), moved):
+        y, *states, saved, _ = native_marked.marked_forward(cell, *operands, reverse, True, False)
+        dy = shifted(y) if operands is moved else y
+        needs = (*(t is not None for t in inputs), *(t is not None for t in marked[1:]))
+        gradients = native_marked.marked_backward(
+            cell, *operands, reverse, y, saved, dy, None, None, needs
+        )
+        results.append([y, *present(states), *present(gradients)])
+    torch.testing.assert_close(*results)
 
 
 def test_a_sequence_without_steps_passes_its_state_and_gradient_through(cell, reverse, device):

@@ -6,6 +6,7 @@ from conftest import needs_cuda
 from marked import CASES, Case, draw_in, expected_gradients, fed_for, make_marked, marks_of, run
 from operands import Shape, assert_near, present
 
+import fused_rnn
 from fused_rnn.backends import native_marked
 from fused_rnn.backends.base import Marked
 
@@ -51,6 +52,20 @@ def test_the_host_does_not_wait(cell, reverse, request):
     ones = torch.ones(*BOTH.shape[:2], BOTH.shape.H, device="cuda")
     request.getfixturevalue("no_waiting")
     run(cell, inputs, marked, reverse, [ones])
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
+def test_the_host_does_not_wait_in_a_call(layer, request):
+    module = getattr(fused_rnn, layer)(5, 8, 2, bidirectional=True, device="cuda")
+    x = torch.randn(6, 3, 5, device="cuda", requires_grad=True)
+    given = {
+        "lengths": torch.tensor([6, 0, 4], device="cuda"),
+        "resets": torch.rand(6, 3, device="cuda") < 0.3,
+        "return_states": True,
+    }
+    request.getfixturevalue("no_waiting")
+    y, _, states = module(x, **given)
+    (y.sum() + sum(s.sum() for s in (states if layer == "LSTM" else [states]))).backward()
 
 
 def test_a_graph_replays_with_other_marks(cell, reverse):

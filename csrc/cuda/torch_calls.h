@@ -23,8 +23,8 @@ inline Tensor view(const Tensor& t, std::int64_t begin, std::array<std::int64_t,
                    std::array<std::int64_t, 2> strides) {
   AtenTensorHandle handle = nullptr;
   // What it calls a storage offset is added to the tensor's own.
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes.data(),
-                                                               strides.data(), begin, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), 2, sizes.data(), strides.data(), begin, &handle));
   return Tensor(handle);
 }
 
