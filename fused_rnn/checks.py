@@ -190,7 +190,7 @@ def check_weights(
             if w.shape != shape or w.device != device or (w.dtype is not dtype and not any_dtype):
                 name = names[k][i] if names else f"weights[{k}][{i}]"
                 raise RuntimeError(
-                    f"{name} should be {shape}, {dtype}, on {device}; "
+                    f"{name} should be {tuple(shape)}, {dtype}, on {device}; "
                     f"it is {tuple(w.shape)}, {w.dtype}, on {w.device}"
                 )
 
