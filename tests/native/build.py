@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -172,8 +173,9 @@ def scalar_math() -> ctypes.CDLL:
     return ctypes.CDLL(str(build([unit], "bench/math_scalar.so", ["-shared"])))
 
 
+@functools.cache
 def stepwise() -> Path:
-    """Build the CUDA paths for the host bench, as a library of torch ops."""
+    """Build the CUDA paths for the host bench, as a library of torch ops; once, as many tests ask."""
     try:
         from torch.utils.cpp_extension import include_paths, library_paths
     except ImportError as error:
