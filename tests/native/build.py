@@ -175,7 +175,7 @@ def scalar_math() -> ctypes.CDLL:
 
 @functools.cache
 def stepwise() -> Path:
-    """Build the CUDA paths for the host bench, as a library of torch ops; once, as many tests ask."""
+    """Build the CUDA paths for the host bench, as a library of torch ops: once for all tests."""
     try:
         from torch.utils.cpp_extension import include_paths, library_paths
     except ImportError as error:
