@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fused_rnn import autograd
@@ -16,21 +17,28 @@ from fused_rnn.node import scan
 __all__ = ["Collector", "Nodes"]
 
 
-class Collector:
+class _Keeping:
+    """What has been scanned, a layer and direction after the other."""
+
+    def __init__(self) -> None:
+        self.h: list[Tensor] = []
+        self.c: list[Tensor] = []
+
+    def steps(self) -> tuple[Tensor, Tensor | None]:
+        """Return every step's h (T, L*D, N, R) | (rows, L*D, R), and c where the cell has one."""
+        return torch.stack(self.h, 1), torch.stack(self.c, 1) if self.c else None
+
+
+class Collector(_Keeping):
     """Scans packed or dense data.
 
     Args:
         recompute: whether backward makes anew what it needs
-
-    Attributes:
-        h: of each layer and direction, every step's h
-        c: likewise, empty for a cell without cell state
     """
 
     def __init__(self, recompute: bool) -> None:
+        super().__init__()
         self._recompute = recompute
-        self.h: list[Tensor] = []
-        self.c: list[Tensor] = []
 
     def __call__(
         self,
@@ -50,7 +58,7 @@ class Collector:
         return y, h_n, c_n
 
 
-class Nodes:
+class Nodes(_Keeping):
     """Scans padded sequences, as nodes.
 
     Args:
@@ -58,9 +66,6 @@ class Nodes:
         anew: h (L*D, 1, R) and c (L*D, 1, H) after a reset, None for zeros
         keep: whether backward gets what it needs from forward
         every_state: whether every step's states are kept here
-
-    Attributes:
-        h, c: as in :class:`Collector`, empty where they are not asked for
     """
 
     def __init__(
@@ -70,10 +75,9 @@ class Nodes:
         keep: bool,
         every_state: bool,
     ) -> None:
+        super().__init__()
         self._marks, self._anew, self._keep = marks, anew, keep
         self._every_state, self._count = every_state, 0
-        self.h: list[Tensor] = []
-        self.c: list[Tensor] = []
 
     def __call__(
         self, name: str, cell: str, inputs: Inputs, batch_sizes: None, reverse: bool

@@ -48,9 +48,8 @@ def mark(
     last = steps - 1 if lengths is None else lengths.to(torch.int64) - 1
     marks = torch.full((steps, n), GOES_ON, dtype=torch.uint8, device=like.device)
     if reverse:
-        if (
-            resets is not None
-        ):  # what begins anew in time is where a scan in reverse comes to an end
+        if resets is not None:
+            # Where time begins anew, a scan in reverse has come to an end: the next one begins.
             marks = marks.masked_fill(resets.roll(-1, 0), ANEW)
         marks = marks.masked_fill(times == last, BEGINS)
     else:

@@ -221,7 +221,7 @@ class Options:
         scans = Nodes(marks, self.anew(stack, x), not self._recompute, self._every_state)
         result = run_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training, names, scans)
         if self._every_state:
-            self.steps = torch.stack(scans.h, 1), torch.stack(scans.c, 1) if scans.c else None
+            self.steps = scans.steps()
         return result
 
     def _layers(
@@ -245,10 +245,7 @@ class Options:
             raise RuntimeError("torch.nn was asked for, and does not return every step's states")
         collector = Collector(self._recompute)
         result = run_stack(*operands, dropout, training, backends, collector)
-        self.steps = (
-            torch.stack(collector.h, 1),
-            torch.stack(collector.c, 1) if collector.c else None,
-        )
+        self.steps = collector.steps()
         return result
 
 
