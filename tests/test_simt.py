@@ -4,6 +4,7 @@ import ctypes
 import functools
 import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +114,16 @@ def test_blocks_of_a_cooperative_launch_wait_for_each_other(order):
 @orders
 def test_blocks_of_a_cooperative_launch_are_alive_together(order):
     assert (play("meet", order)[1][: 4 * BLOCK] == 1).all()
+
+
+def test_a_large_launch_leaves_the_process_its_mappings():
+    def mappings():
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    play("reverse")
+    before = mappings()
+    play("crowd")  # two mappings for each of 16384 threads; a process may have 65530
+    assert mappings() - before < 2500
 
 
 @orders

@@ -8,23 +8,20 @@
 namespace simt {
 namespace {
 
-// Fibres that no thread is on; they outlive launches.
-std::vector<Fibre*> idle;
+std::vector<std::unique_ptr<Fibre>> idle;  // no thread is on them
 
-Fibre* idle_fibre() {
-  static std::vector<std::unique_ptr<Fibre>> all;
+// It belongs to no one until it is idle again.
+Fibre* take_fibre() {
   if (idle.empty()) {
-    const std::size_t i = all.size();
-    all.push_back(std::make_unique<Fibre>([i] {
-      for (Fibre* const self = all[i].get();;) {
-        block->start_threads(self);
-        idle.push_back(self);
-        self->leave();
+    return new Fibre([](Fibre& self) {
+      for (;;) {
+        block->start_threads(&self);
+        idle.emplace_back(&self);
+        self.leave();
       }
-    }));
-    return all.back().get();
+    });
   }
-  Fibre* const fibre = idle.back();
+  Fibre* const fibre = idle.back().release();
   idle.pop_back();
   return fibre;
 }
@@ -32,6 +29,13 @@ Fibre* idle_fibre() {
 }  // namespace
 
 Block* block = nullptr;
+
+void free_idle_fibres() {
+  // Each takes two mappings of memory, of which a process may have 65530 by default, and there are
+  // several benches in one: a test's threads and libraries want some too.
+  constexpr std::size_t kKept = 1024;
+  idle.resize(std::min(idle.size(), kKept));
+}
 
 void Block::start_threads(Fibre* fibre) {
   while (started_ < turns_.size() && error_ == nullptr) {
@@ -77,7 +81,7 @@ bool Block::advance() {
   if (started_ == 0) {
     poison(static_shared_);
     while (started_ < turns_.size() && error_ == nullptr) {
-      idle_fibre()->enter();
+      take_fibre()->enter();
     }
   } else if (!release_and_resume()) {
     return false;

@@ -166,4 +166,7 @@ class Block {
 
 extern Block* block;  // that runs
 
+// After a launch: most of what its threads have run on.
+void free_idle_fibres();
+
 }  // namespace simt

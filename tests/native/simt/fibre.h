@@ -25,7 +25,7 @@ namespace simt {
 class Fibre {
  public:
   // `body` must never return: it leaves for the last time.
-  explicit Fibre(std::function<void()> body) : body_(std::move(body)) {
+  explicit Fibre(std::function<void(Fibre&)> body) : body_(std::move(body)) {
     memory_ = mmap(nullptr, kGuard + kStack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory_ == MAP_FAILED || mprotect(stack(), kStack, PROT_READ | PROT_WRITE) != 0) {
       throw std::bad_alloc();
@@ -65,7 +65,7 @@ class Fibre {
   static void begin() {  // makecontext's function takes no pointer
     Fibre* const self = entered_;
     after_switch(nullptr, &self->outside_stack_, &self->outside_size_);
-    self->body_();
+    self->body_(*self);
   }
 
 #if defined(SIMT_ADDRESS_SANITIZER)
@@ -81,7 +81,7 @@ class Fibre {
 #endif
 
   inline static Fibre* entered_ = nullptr;
-  std::function<void()> body_;
+  std::function<void(Fibre&)> body_;
   void* memory_;
   ucontext_t inside_, outside_;
   const void* outside_stack_ = nullptr;

@@ -118,6 +118,7 @@ void run(const Launch& launch, const std::function<void()>& thread) {
   for (const std::size_t team : teams) {
     run_team(launch, blocks, team * together, order);
   }
+  free_idle_fibres();
 }
 
 bool refuses(dim3 grid) { return refused_blocks > 0 && count(grid) >= refused_blocks; }

@@ -193,6 +193,14 @@ __global__ void meet(const float*, float* out) {
   out[thread_in_grid()] = 1;
 }
 
+// All threads of all blocks wait at once.
+__global__ void crowd(const float*, float*) {
+  if (blockIdx.x + 1 == gridDim.x && threadIdx.x == 0) {
+    ptx::release(&flags[0], 1);
+  }
+  ptx::acquire(&flags[0], 1);
+}
+
 __global__ void nobody_answers(const float*, float*) { ptx::acquire(&flags[blockIdx.x], 1); }
 
 // Each member writes its number into the next one's shared memory.
@@ -319,6 +327,7 @@ const std::map<std::string, Toy> kToys = {
     {"too_many_rows", {indices, dim3(1, 65536), 1}},
     {"relay", {relay<true>, 4, kToyBlock, kTogether}},
     {"relay_without_barrier", {relay<false>, 4, kToyBlock, kTogether}},
+    {"crowd", {crowd, 16, 1024, kTogether}},
     {"nobody_answers", {nobody_answers, 2, kToyBlock, kTogether}},
     {"meet", {meet, 4, kToyBlock, kTogether}},
     {"meet_apart", {meet, 4}},
