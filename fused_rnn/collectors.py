@@ -62,18 +62,18 @@ class Nodes(_Keeping):
     """Scans padded sequences, as nodes.
 
     Args:
+        keep: whether backward gets what it needs from forward
         marks: (T, N) of each direction; None where all sequences have all steps
         anew: h (L*D, 1, R) and c (L*D, 1, H) after a reset, None for zeros
-        keep: whether backward gets what it needs from forward
         every_state: whether every step's states are kept here
     """
 
     def __init__(
         self,
-        marks: Sequence[Tensor] | None,
-        anew: tuple[Tensor | None, Tensor | None],
         keep: bool,
-        every_state: bool,
+        marks: Sequence[Tensor] | None = None,
+        anew: tuple[Tensor | None, Tensor | None] = (None, None),
+        every_state: bool = False,
     ) -> None:
         super().__init__()
         self._marks, self._anew, self._keep = marks, anew, keep

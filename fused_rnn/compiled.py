@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import TORCH, Inputs, Problem, asked_for, reference, select, transforms
+from fused_rnn.backends import TORCH, Problem, asked_for, reference, select, transforms
 from fused_rnn.checks import Row, Stack
-from fused_rnn.node import WHEN_RUN, scan
+from fused_rnn.collectors import Nodes
+from fused_rnn.node import WHEN_RUN
 from fused_rnn.onnx_nodes import onnx_stack
 from fused_rnn.stack import run_stack
 
@@ -44,13 +45,8 @@ def run_stack_in_graph(
     names = choose_in_graph(stack, x, h0, c0, rows)
     if None in names:
         return "no kernel takes it"
-
-    def run(
-        name: str, cell: str, inputs: Inputs, _: None, reverse: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        return scan(name, cell, inputs, None, reverse, not recompute)[:3]
-
-    return run_stack(stack, x, h0, c0, rows, *others, backends=names, scan=run)
+    nodes = Nodes(keep=not recompute)
+    return run_stack(stack, x, h0, c0, rows, *others, backends=names, scan=nodes)
 
 
 def choose_in_graph(

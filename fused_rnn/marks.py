@@ -19,8 +19,6 @@ from fused_rnn.backends import (
     Backend,
     Inputs,
     Marked,
-    native,
-    native_marked,
     reference,
 )
 from fused_rnn.segments import cut
@@ -60,8 +58,9 @@ def mark(
 
 
 def takes_marks(backend: Backend | None, device: torch.device, projected: bool) -> bool:
-    """Return whether a backend has kernels of its own for marks, and need not pack."""
-    return backend is native and device.type == "cuda" and not projected
+    """Return whether a backend scans by marks itself, so that nothing has to be packed."""
+    ask = getattr(backend, "takes_marks", None)
+    return ask is not None and ask(device, projected)
 
 
 def forward(
@@ -77,11 +76,8 @@ def forward(
 
     What is to be saved has the sizes that it has without marks.
     """
-    if backend is reference:
-        y, h_n, c_n, c = reference.marked(cell, inputs, marked, reverse)
-        return y, h_n, c_n, (), c if every_c else None
     if takes_marks(backend, inputs.x.device, inputs.w_hr is not None):
-        return native_marked.marked_forward(cell, inputs, marked, reverse, training, every_c)
+        return backend.marked_forward(cell, inputs, marked, reverse, training, every_c)
     rows = _Rows(inputs, marked, reverse)
     scan = cell, rows.inputs, rows.batch_sizes, reverse
     c = None
@@ -117,12 +113,10 @@ def backward(
         needs: for each of Inputs, then for ``marked.h`` and ``marked.c``
     """
     operands = cell, inputs, marked, reverse
-    if backend is reference:
-        return reference.marked_backward(*operands, dy, dh_n, dc_n, needs, dc)
-    if not saved:
+    if not saved and backend is not reference:  # which saves nothing ever
         saved = forward(backend, *operands, True, dc is not None)[3]
     if takes_marks(backend, inputs.x.device, inputs.w_hr is not None):
-        return native_marked.marked_backward(*operands, y, saved, dy, dh_n, dc_n, needs, dc)
+        return backend.marked_backward(*operands, y, saved, dy, dh_n, dc_n, needs, dc)
     rows = _Rows(inputs, marked, reverse)
     saved = tuple(map(_unpadded, saved, backend.saved(cell, rows.inputs)))
     y, dy, dc = (d if d is None else rows.pack(d) for d in (y, dy, dc))
@@ -160,7 +154,7 @@ class _Rows:
         self._segments = segments._replace(
             origins=segments.origins[of_scan], finals=segments.finals[of_scan]
         )
-        self.batch_sizes = segments.batch_sizes if segments.count else None
+        self.batch_sizes = segments.batch_sizes
         self.inputs = inputs._replace(
             x=self.pack(inputs.x),
             h0=self._begin(inputs.h0, marked.h),
@@ -168,12 +162,12 @@ class _Rows:
         )
 
     def pack(self, t: Tensor) -> Tensor:
-        """Return the rows of t (T, N, ...)."""
-        return self._segments.pack(t) if self._segments.count else t[:1, :0]
+        """Return the rows of t (T, N, R)."""
+        return self._segments.pack(t)
 
     def unpack(self, t: Tensor) -> Tensor:
-        """Return rows as (T, N, ...), zero where there is no step."""
-        return self._segments.unpack(t if self._segments.count else t.flatten(0, 1), self._n)
+        """Return rows as (T, N, R), zero where there is no step."""
+        return self._segments.unpack(t, self._n)
 
     def _begin(self, given: Tensor, anew: Tensor | None) -> Tensor:
         anew = given.new_zeros(given.shape[1]) if anew is None else anew

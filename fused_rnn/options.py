@@ -101,19 +101,17 @@ class Options:
         segments = cut(*read(*self.cuts(x), len(x)), *x.shape[:2], stack.directions, x.device)
         given = initial_states(stack, x, n, h0, c0)
         anew = initial_states(stack, x, 1, *initial)
-        # Without a step in the whole batch, the layers run on no sequences at all.
-        packed = segments.pack(x) if segments.count else x[:1, :0]
         y, h_n, c_n = self._layers(
             stack,
-            packed,
+            segments.pack(x),
             *(g if g is None else segments.begin(g, a) for g, a in zip(given, anew, strict=True)),
             rows,
-            segments.batch_sizes if segments.count else None,
+            segments.batch_sizes,
             segments.count,
             dropout,
             training,
         )
-        y = segments.unpack(y if segments.count else y.flatten(0, 1), n)
+        y = segments.unpack(y, n)
         if self.steps is not None:
             h, c = self.steps
             self.steps = _by_time(segments, h, n), c if c is None else _by_time(segments, c, n)
@@ -218,7 +216,7 @@ class Options:
                 mark(lengths, resets, *sizes, reverse, x)
                 for reverse in (False, True)[: stack.directions]
             ]
-        scans = Nodes(marks, self.anew(stack, x), not self._recompute, self._every_state)
+        scans = Nodes(not self._recompute, marks, self.anew(stack, x), self._every_state)
         result = run_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training, names, scans)
         if self._every_state:
             self.steps = scans.steps()
@@ -255,5 +253,5 @@ def _described(expected: tuple[object, ...] | None) -> str:
 
 def _by_time(segments: Segments, states: Tensor, n: int) -> Tensor:
     """Return states of packed rows, or of no sequences at all, as (T, L*D, N, R)."""
-    rows = states if segments.count else states.transpose(1, 2).flatten(0, 1)
-    return segments.unpack(rows, n).transpose(1, 2)
+    packed = states if segments.count else states.transpose(1, 2)
+    return segments.unpack(packed, n).transpose(1, 2)

@@ -22,19 +22,22 @@ __all__ = ["Segments", "check_lengths", "check_resets", "cut", "on_device", "rea
 class Segments(NamedTuple):
     """How the S segments of a batch are packed, longest first.
 
-    The last two are for each direction, D in all.
+    Without a step in the whole batch there is no segment, and what is packed is dense: one step of
+    no sequences. The last two are for each direction, D in all.
     """
 
     steps: int  # T
     count: int  # S
-    batch_sizes: Tensor  # int64 on the CPU: how many segments have a first step, a second, ...
+    batch_sizes: Tensor | None  # int64 on the CPU: how many segments have a first step, a second...
     times: Tensor  # (rows,): which step each packed row is of
     members: Tensor  # (rows,): and of which sequence
     origins: Tensor  # (D, S): the sequence whose given state a segment begins with, or N for none
     finals: Tensor  # (D, N): the segment a sequence ends in; S + n where sequence n has no step
 
     def pack(self, x: Tensor) -> Tensor:
-        """Return the rows (rows, I) of x (T, N, I)."""
+        """Return the rows (rows, I) of x (T, N, I); (1, 0, I) without segments."""
+        if not self.count:
+            return x[:1, :0]
         # A transposed batch is read as it lies in memory: its rows need not be copied twice.
         if not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
             return _take(x.transpose(0, 1).flatten(0, 1), self.members * self.steps + self.times)
@@ -42,6 +45,8 @@ class Segments(NamedTuple):
 
     def unpack(self, y: Tensor, n: int) -> Tensor:
         """Return y (rows, ...) as (T, N, ...), zero where a sequence has no step."""
+        if not self.count:
+            y = y.flatten(0, 1)
         total, places = self.steps * n, self._places(n)
         shape = (self.steps, n, *y.shape[1:])
         y = y.flatten(1)
@@ -228,7 +233,7 @@ def _cut(
     return Segments(
         steps,
         count,
-        batch_sizes,
+        batch_sizes if count else None,
         times,
         member[segment],
         origins[:directions],

@@ -175,6 +175,46 @@ class Backend(Protocol):
         ``given`` are dy, dh_n and dc_n of either direction.
         """
 
+    def takes_marks(self, device: torch.device, projected: bool) -> bool:
+        """Return whether padded sequences are scanned by their marks, without being packed.
+
+        Optional, and where it is there, so are the two below.
+        """
+
+    def marked_forward(
+        self,
+        cell: str,
+        inputs: Inputs,
+        marked: Marked,
+        reverse: bool,
+        training: bool,
+        every_c: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...], Tensor | None]:
+        """Do as :meth:`forward`, and return every step's c (T, N, H) at the end, None if unasked.
+
+        y is zero where there is no step; the final states are those after each sequence's last
+        step, the initial ones where it has none. The host reads no mark.
+        """
+
+    def marked_backward(
+        self,
+        cell: str,
+        inputs: Inputs,
+        marked: Marked,
+        reverse: bool,
+        y: Tensor,
+        saved: tuple[Tensor, ...],
+        dy: Tensor | None,
+        dh_n: Tensor | None,
+        dc_n: Tensor | None,
+        needs: tuple[bool, ...],
+        dc: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the order of Inputs, then of ``marked.h`` and ``marked.c``.
+
+        None where ``needs``, in the same order, is False.
+        """
+
 
 class Selection(NamedTuple):
     """Which backend runs a problem, and why those before it do not."""

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import native_fakes, native_plan
+from fused_rnn.backends import native_fakes, native_marked, native_plan
 from fused_rnn.backends.base import Inputs, Problem
+from fused_rnn.backends.native_errors import raise_out_of_memory
+from fused_rnn.backends.native_marked import marked_backward, marked_forward
 from fused_rnn.backends.native_plan import tell_tf32
 from fused_rnn.cells import CELLS
 
@@ -33,14 +35,16 @@ __all__ = [
     "cuda_missing",
     "forward",
     "forward_both",
+    "marked_backward",
+    "marked_forward",
     "name",
     "plan",
-    "raise_out_of_memory",
     "saved",
     "scan_states",
     "simd_level",
     "supports",
     "takes_both",
+    "takes_marks",
 ]
 
 name = "native"
@@ -233,22 +237,14 @@ def backward_both(
     return *gradients[:7], None, *gradients[7:], None
 
 
+def takes_marks(device: torch.device, projected: bool) -> bool:
+    """See :meth:`fused_rnn.backends.Backend.takes_marks`."""
+    return device.type == "cuda" and not projected
+
+
 def _operands_of_both(inputs: tuple[Inputs, Inputs]) -> tuple[Tensor | None, ...]:
     """Return x, then the others of either direction, without projections."""
     return *inputs[0][:7], *inputs[1][1:7]
-
-
-def raise_out_of_memory(error: RuntimeError, device: torch.device) -> None:
-    """Raise what torch would have raised where there was no room for a result.
-
-    The stable ABI tells which call failed, but not why; making an empty tensor has one reason.
-    """
-    if "aoti_torch_empty_strided" not in str(error):
-        return
-    message = "out of memory: there is no room for a result or for what backward needs"
-    if device.type == "cuda":
-        raise torch.OutOfMemoryError(f"CUDA {message} on {device}") from error
-    raise RuntimeError(f"fused_rnn: {message}") from error
 
 
 def _register(*names: str) -> None:
@@ -280,6 +276,7 @@ def _load_cuda() -> str | None:
 _cuda_missing: str | None = None
 if _missing is None:
     _register(*CELLS)
+    native_marked.register()
     _cuda_missing = _load_cuda()
     if _cuda_missing is None:
         _register(_BOTH)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import native, native_fakes
+from fused_rnn.backends import native_fakes
 from fused_rnn.backends.base import Inputs, Marked
+from fused_rnn.backends.native_errors import raise_out_of_memory
 
-__all__ = ["marked_backward", "marked_forward"]
+__all__ = ["marked_backward", "marked_forward", "register"]
 
 _OPS: dict[str, Any] = {}
 
@@ -45,7 +46,7 @@ def marked_forward(
             *_operands(cell, inputs, marked), reverse, training, every_c
         )
     except RuntimeError as error:
-        native.raise_out_of_memory(error, inputs.x.device)
+        raise_out_of_memory(error, inputs.x.device)
         raise
     return y, h_n, c_n if cell == "lstm" else None, (saved,), c if every_c else None
 
@@ -85,7 +86,7 @@ def marked_backward(
             *_operands(cell, inputs, marked), reverse, y, *saved, dy, dh_n, dc_n, dc, mask
         )
     except RuntimeError as error:
-        native.raise_out_of_memory(error, inputs.x.device)
+        raise_out_of_memory(error, inputs.x.device)
         raise
     found = [d if need else None for d, need in zip(given, needed, strict=True)]
     return *found[:7], None, *found[7:]
@@ -98,7 +99,8 @@ def _operands(cell: str, inputs: Inputs, marked: Marked) -> tuple[Any, ...]:
     return cell, *inputs[:7], *marked
 
 
-if native.available() is None:
-    for _way in ("forward", "backward"):
-        _OPS[_way] = getattr(torch.ops.fused_rnn, f"marked_{_way}").default
+def register() -> None:
+    """Find the ops, and tell torch's tracers the shapes they return."""
+    for way in ("forward", "backward"):
+        _OPS[way] = getattr(torch.ops.fused_rnn, f"marked_{way}").default
     native_fakes.register("fused_rnn::marked")

@@ -30,6 +30,11 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
+def takes_marks(device: torch.device, projected: bool) -> bool:
+    """Return True: plain torch needs no value of a mark."""
+    return True
+
+
 def forward(
     cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
@@ -194,16 +199,26 @@ def backward(
     return _differentiate(run, inputs, needs, (dy, dh_n, dc_n, dc))
 
 
+def marked_forward(
+    cell: str, inputs: Inputs, marks: Marked, reverse: bool, training: bool, every_c: bool
+) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...], Tensor | None]:
+    """See :meth:`fused_rnn.backends.Backend.marked_forward`."""
+    y, h_n, c_n, c = marked(cell, inputs, marks, reverse)
+    return y, h_n, c_n, (), c if every_c else None
+
+
 def marked_backward(
     cell: str,
     inputs: Inputs,
     of: Marked,
     reverse: bool,
+    y: Tensor,
+    saved: tuple[Tensor, ...],
     dy: Tensor | None,
     dh_n: Tensor | None,
     dc_n: Tensor | None,
     needs: tuple[bool, ...],
-    dc: Tensor | None,
+    dc: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Differentiate :func:`marked` as :func:`backward` does a scan.
 
