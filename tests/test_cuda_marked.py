@@ -23,9 +23,13 @@ from marked import (
 from operands import assert_near, present, shifted
 from test_cuda_stepwise import _load
 from torch.library import opcheck
+from twins import leaves
 
-from fused_rnn import autograd
+import fused_rnn
+from fused_rnn import autograd, marks
+from fused_rnn import options as options_of_calls
 from fused_rnn.backends import Inputs, native, native_fakes, native_marked
+from fused_rnn.options import Options
 from fused_rnn.segments import cut
 
 BENCH = "the host bench"
@@ -291,6 +295,34 @@ def test_opcheck(cell, name, anew, device):
     of_c = (c_n, c) if lstm else (None, None)
     opcheck(backward, (*given, False, y, saved, y, h_n, *of_c, 0x1FF))
     opcheck(backward, (*given, False, y, saved, None, h_n, None, None, 0b010101010))
+
+
+@pytest.mark.skipif(native.available() is not None, reason="the native module was not built")
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
+def test_a_layer_packs_nothing(layer, device, monkeypatch):
+    options = {"num_layers": 2, "bidirectional": True, "learn_initial_state": True}
+    module = getattr(fused_rnn, layer)(3, 5, **options)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.uniform_(-1, 1)
+    x, resets = torch.randn(6, 4, 3), torch.rand(6, 4) < 0.3
+    given = {"lengths": torch.tensor([6, 0, 3, 1]), "resets": resets, "return_states": True}
+    runs = []
+    for on in ("cpu", device):
+        if runs:  # the second time as on a GPU
+            if on == "cpu":
+                monkeypatch.setattr(Options, "_marking", lambda *_: ["native"] * 2)
+                monkeypatch.setattr(native, "takes_marks", lambda *_: True)
+            monkeypatch.delattr(marks, "cut")
+            monkeypatch.delattr(options_of_calls, "read")
+        module, of_x = module.to(on), x.to(on).requires_grad_()
+        moved = {name: g if g is True else g.to(on) for name, g in given.items()}
+        results = leaves(module(of_x, **moved))
+        total = sum(r.pow(2).sum() for r in results)
+        gradients = torch.autograd.grad(total, [of_x, *module.parameters()])
+        runs.append([t.cpu() for t in (*results, *gradients)])
+    for expected, found in zip(*runs, strict=True):
+        assert_near(found, expected.double(), 1e-5)
 
 
 # The bench has its ops under a name of its own.
