@@ -1,10 +1,11 @@
 """Runs the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 
-    python -m tests.native.sanitize [address] [thread] [cuda]
+    python -m tests.native.sanitize [address] [thread] [cuda] [persistent]
 
 compiles it without Python and PyTorch, into a program that solves many problems and compares each
-with plain loops; for CUDA, into one that runs its kernels on the host bench. Exits with 1 where a
-sanitizer or a comparison finds something.
+with plain loops; for CUDA, into one that runs its kernels on the host bench. The persistent kernels
+are many and large: their own tests run, with sanitized kernels, and only where they are named, as
+it takes twenty minutes. Exits with 1 where a sanitizer or a comparison finds something.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .build import LEVELS, NATIVE, ROOT, UnbuildableError, Unit, build, shipped_flags
+from .build import LEVELS, NATIVE, ROOT, UnbuildableError, Unit, build, compiler, shipped_flags
 from .simt import library as simt
 
 CPU = ROOT / "csrc" / "cpu"
@@ -77,6 +78,30 @@ def build_gates(name: str) -> Path:
     return simt.program(name, simt.SIMT / "gates_main.cpp", simt.GATES, report)
 
 
+PERSISTENT = "persistent"
+TESTS = ("tests/test_persistent_forward.py", "tests/test_persistent_backward.py")
+REPEATED = "test_the_order_of_threads_and_blocks_does_not_matter"  # the same accesses over again
+
+
+def in_python() -> dict[str, str]:
+    """Return the environment in which an unsanitized Python runs sanitized kernels."""
+    libraries = []
+    for name in ("libasan.so", "libubsan.so"):
+        found = subprocess.run(
+            [*compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        if not Path(found).is_absolute():
+            raise UnbuildableError(f"the C++ compiler has no {name}")
+        libraries.append(found)
+    return {
+        "LD_PRELOAD": ":".join(libraries),
+        "PYTHONMALLOC": "malloc",
+        # Python leaks by design; and a fibre's stack is none that ASan could keep a copy of.
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        simt.SANITIZE: "1",
+    }
+
+
 PROGRAMS = {**dict.fromkeys(BUILDS, build_scans), "cuda": build_gates}
 
 
@@ -84,15 +109,19 @@ def run(name: str) -> bool:
     """Build and run one program; return whether all is well."""
     begin = time.monotonic()
     print(f"{name}: compiling ...", flush=True)
-    command = [PROGRAMS[name](name), *(BUILDS[name].arguments if name in BUILDS else ())]
-    print(f"{name}: running ...", flush=True)
     # A first report ends the program: what comes after it may be its consequence.
     environment = os.environ | {
         "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_init_order=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1",
     }
-    status = subprocess.run(command, env=environment).returncode
+    if name == PERSISTENT:
+        command = [sys.executable, "-m", "pytest", *TESTS, "-k", f"not {REPEATED}"]
+        environment |= in_python()
+    else:
+        command = [PROGRAMS[name](name), *(BUILDS[name].arguments if name in BUILDS else ())]
+    print(f"{name}: running ...", flush=True)
+    status = subprocess.run(command, env=environment, cwd=ROOT).returncode
     verdict = "nothing found" if status == 0 else f"FAILED (status {status})"
     print(f"{name}: {verdict}, {time.monotonic() - begin:.0f} s", flush=True)
     return status == 0
@@ -100,9 +129,10 @@ def run(name: str) -> bool:
 
 def main(names: list[str]) -> int:
     """Run the named builds, or all; return the exit status."""
-    unknown = set(names) - PROGRAMS.keys()
+    known = [*PROGRAMS, PERSISTENT]
+    unknown = set(names) - set(known)
     if unknown:
-        print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(PROGRAMS)}")
+        print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         return 2
     try:
         return 0 if all([run(name) for name in names or PROGRAMS]) else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ FLAGS = (
     *(f"-I{path}" for path in (SIMT, ROOT / "csrc", ROOT / "csrc" / "cuda")),
     f"-DFUSED_RNN_FEW_THREADS={FEW_THREADS}",
 )
+# Set where tests run with the sanitizers' libraries preloaded: then kernels are sanitized too.
+SANITIZE = "FUSED_RNN_SANITIZED_BENCH"
 # A program is linked to these kernels, and calls what is no C interface.
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fvisibility=default")
 
@@ -58,6 +61,8 @@ def _library(
     flags: tuple[str, ...] = (),
     report: Callable[[str], None] = _silent,
 ) -> Path:
+    if not flags and os.environ.get(SANITIZE):
+        folder, flags = f"{folder}_sanitized", SANITIZED[:2]
     units = _units(folder, (*sources, *MACHINE), flags)
     return build(units, f"{folder}/kernels.so", ["-shared", *flags], report=report)
 
