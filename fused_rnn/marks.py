@@ -76,7 +76,7 @@ def forward(
 
     What is to be saved has the sizes that it has without marks.
     """
-    if takes_marks(backend, inputs.x.device, inputs.w_hr is not None):
+    if _by_marks(backend, inputs):
         return backend.marked_forward(cell, inputs, marked, reverse, training, every_c)
     rows = _Rows(inputs, marked, reverse)
     scan = cell, rows.inputs, rows.batch_sizes, reverse
@@ -115,7 +115,7 @@ def backward(
     operands = cell, inputs, marked, reverse
     if not saved and backend is not reference:  # which saves nothing ever
         saved = forward(backend, *operands, True, dc is not None)[3]
-    if takes_marks(backend, inputs.x.device, inputs.w_hr is not None):
+    if _by_marks(backend, inputs):
         return backend.marked_backward(*operands, y, saved, dy, dh_n, dc_n, needs, dc)
     rows = _Rows(inputs, marked, reverse)
     saved = tuple(map(_unpadded, saved, backend.saved(cell, rows.inputs)))
@@ -132,6 +132,12 @@ def backward(
     dc0, dc = (None, None) if dc0 is None else rows.gathered(dc0, dc_n)
     found = dx if dx is None else rows.unpack(dx), dh0, dc0, *weights, dh, dc
     return tuple(d if need else None for d, need in zip(found, needs, strict=True))
+
+
+def _by_marks(backend: Backend, inputs: Inputs) -> bool:
+    # A transform may batch the marks, and sees the reference's operators only. Elsewhere it is not
+    # one to be chosen for marks: it takes every step for every sequence.
+    return backend is reference or takes_marks(backend, inputs.x.device, inputs.w_hr is not None)
 
 
 class _Rows:

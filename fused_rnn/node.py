@@ -105,7 +105,7 @@ def _by_torch(
 ) -> tuple[Tensor | None, ...]:
     """Return y, h_n, c_n and c, made of torch's own operators."""
     if marked is not None:
-        return reference.marked(cell, inputs, marked, reverse)
+        return reference.scan_marked(cell, inputs, marked, reverse)
     if every_c:
         return reference.scan_states(cell, inputs, None, reverse)
     return *reference.forward(cell, inputs, None, reverse, True)[:3], None

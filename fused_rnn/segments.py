@@ -44,7 +44,12 @@ class Segments(NamedTuple):
         return _take(x.flatten(0, 1), self._places(x.shape[1]))
 
     def unpack(self, y: Tensor, n: int) -> Tensor:
-        """Return y (rows, ...) as (T, N, ...), zero where a sequence has no step."""
+        """Return y as (T, N, ...), zero where a sequence has no step.
+
+        Args:
+            y: (rows, ...); (1, 0, ...) without segments
+            n: N
+        """
         if not self.count:
             y = y.flatten(0, 1)
         total, places = self.steps * n, self._places(n)

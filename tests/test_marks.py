@@ -14,9 +14,11 @@ from twins import CONFIGURED, leaves
 import fused_rnn
 from fused_rnn import marks, node
 from fused_rnn import options as options_of_calls
-from fused_rnn.backends import ANEW, BEGINS, DEAD, GOES_ON, Inputs, Marked, reference
+from fused_rnn.backends import ANEW, BEGINS, DEAD, GOES_ON, Inputs, Marked, native, reference
+from fused_rnn.backends import BACKENDS as BACKENDS_OF_SCANS
 from fused_rnn.cells import CELLS
 from fused_rnn.options import Options
+from fused_rnn.stack import choose
 
 SHAPES = {
     "odd": (Shape(6, 5, 3, 7), (6, 0, 3, 1, 6)),
@@ -290,3 +292,30 @@ def test_a_length_that_is_wrong_is_told_without_being_read(wrong, monkeypatch):
     module, x = fused_rnn.GRU(3, 4), torch.randn(5, 2, 3)
     with pytest.raises(RuntimeError, match="lengths should be from 0 to the number of steps"):
         module(x, lengths=torch.tensor([wrong, 2]))
+
+
+def test_kernels_for_marks_are_those_of_cuda():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for backend in BACKENDS_OF_SCANS.values():
+        taken = [marks.takes_marks(backend, d, p) for d in (cpu, cuda) for p in (False, True)]
+        assert taken == [False, False, backend is native, False]
+    assert not marks.takes_marks(None, cuda, False)
+
+
+@pytest.mark.parametrize("how", ["reference", "vmap"])
+def test_what_has_no_kernels_for_marks_has_lengths_read(how, monkeypatch):
+    # As if they were on a GPU: there the backends are asked.
+    def marking(self, *operands):
+        asked.append(choose(*operands, every_state=False, marked=True)[0])
+
+    asked = []
+    monkeypatch.setattr(Options, "_marking", marking)
+    module, x, lengths = fused_rnn.GRU(3, 4), torch.randn(1, 5, 2, 3), torch.tensor([6, 2])
+
+    def run(x):
+        return module(x, lengths=lengths)[0]
+
+    told = pytest.raises(ValueError, match=r"lengths should be from 0 to 5.*got: 6 at index 0")
+    with fused_rnn.use_backend("reference" if how == "reference" else None), told:
+        vmap(run)(x) if how == "vmap" else run(x[0])
+    assert asked == [None]

@@ -176,7 +176,7 @@ class Backend(Protocol):
         """
 
     def takes_marks(self, device: torch.device, projected: bool) -> bool:
-        """Return whether padded sequences are scanned by their marks, without being packed.
+        """Return whether kernels scan padded sequences by their marks, so that nothing is packed.
 
         Optional, and where it is there, so are the two below.
         """

@@ -30,11 +30,6 @@ def supports(problem: Problem) -> str | None:
     return None
 
 
-def takes_marks(device: torch.device, projected: bool) -> bool:
-    """Return True: plain torch needs no value of a mark."""
-    return True
-
-
 def forward(
     cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
@@ -71,8 +66,8 @@ def scan_states(
     return y.to(dtype), state.h.to(dtype), state.c.to(dtype), c.to(dtype)
 
 
-def marked(
-    cell: str, inputs: Inputs, of: Marked, reverse: bool
+def scan_marked(
+    cell: str, inputs: Inputs, marked: Marked, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Scan one layer over padded sequences, every step for all of them.
 
@@ -80,12 +75,12 @@ def marked(
         - y: (T, N, R), h_n: (N, R), c_n: (N, H) or None, c: (T, N, H) or None
     """
     dtype, step = inputs.x.dtype, CELLS[cell].step
-    marks = of.marks.unsqueeze(2)
+    marks = marked.marks.unsqueeze(2)
     live = marks != DEAD
     # What is past an end may be anything, and a gradient of zero times NaN is NaN.
     inputs = _widened(inputs._replace(x=torch.where(live, inputs.x, 0)))
     given, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
-    anew = State(*(0 if a is None else a.to(inputs.x.dtype) for a in (of.h, of.c)))
+    anew = State(*(0 if a is None else a.to(inputs.x.dtype) for a in (marked.h, marked.c)))
     state, times, states = given, range(len(marks)), []
     for t in reversed(times) if reverse else times:
         before = _where(marks[t] == BEGINS, given, _where(marks[t] == ANEW, anew, state))
@@ -200,17 +195,17 @@ def backward(
 
 
 def marked_forward(
-    cell: str, inputs: Inputs, marks: Marked, reverse: bool, training: bool, every_c: bool
+    cell: str, inputs: Inputs, marked: Marked, reverse: bool, training: bool, every_c: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...], Tensor | None]:
     """See :meth:`fused_rnn.backends.Backend.marked_forward`."""
-    y, h_n, c_n, c = marked(cell, inputs, marks, reverse)
+    y, h_n, c_n, c = scan_marked(cell, inputs, marked, reverse)
     return y, h_n, c_n, (), c if every_c else None
 
 
 def marked_backward(
     cell: str,
     inputs: Inputs,
-    of: Marked,
+    marked: Marked,
     reverse: bool,
     y: Tensor,
     saved: tuple[Tensor, ...],
@@ -220,7 +215,7 @@ def marked_backward(
     needs: tuple[bool, ...],
     dc: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Differentiate :func:`marked` as :func:`backward` does a scan.
+    """Differentiate :func:`scan_marked` as :func:`backward` does a scan.
 
     Returns:
         The gradients in the order of :class:`Inputs`, then of the state after a reset.
@@ -228,9 +223,9 @@ def marked_backward(
 
     def run(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, h, c = tensors
-        return marked(cell, Inputs(*tensors), Marked(of.marks, h, c), reverse)
+        return scan_marked(cell, Inputs(*tensors), Marked(marked.marks, h, c), reverse)
 
-    return _differentiate(run, (*inputs, of.h, of.c), needs, (dy, dh_n, dc_n, dc))
+    return _differentiate(run, (*inputs, marked.h, marked.c), needs, (dy, dh_n, dc_n, dc))
 
 
 def _differentiate(

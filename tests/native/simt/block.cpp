@@ -81,7 +81,11 @@ bool Block::advance() {
   if (started_ == 0) {
     poison(static_shared_);
     while (started_ < turns_.size() && error_ == nullptr) {
-      take_fibre()->enter();
+      try {
+        take_fibre()->enter();
+      } catch (const std::bad_alloc&) {
+        error_ = std::current_exception();  // lest end() starts the threads that are left
+      }
     }
   } else if (!release_and_resume()) {
     return false;

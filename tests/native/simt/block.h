@@ -166,7 +166,7 @@ class Block {
 
 extern Block* block;  // that runs
 
-// After a launch: most of what its threads have run on.
+// After a launch: the idle fibres, but for a thousand.
 void free_idle_fibres();
 
 }  // namespace simt

@@ -17,6 +17,7 @@
 #endif
 #endif
 #if defined(SIMT_ADDRESS_SANITIZER)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -36,7 +37,12 @@ class Fibre {
     inside_.uc_link = nullptr;
     makecontext(&inside_, begin, 0);
   }
-  ~Fibre() { munmap(memory_, kGuard + kStack); }
+  ~Fibre() {
+#if defined(SIMT_ADDRESS_SANITIZER)
+    __asan_unpoison_memory_region(stack(), kStack);  // it left in the middle of a function
+#endif
+    munmap(memory_, kGuard + kStack);
+  }
   Fibre(const Fibre&) = delete;
   Fibre& operator=(const Fibre&) = delete;
 

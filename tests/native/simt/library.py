@@ -33,8 +33,9 @@ FLAGS = (
 )
 # Set where tests run with the sanitizers' libraries preloaded: then kernels are sanitized too.
 SANITIZE = "FUSED_RNN_SANITIZED_BENCH"
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # A program is linked to these kernels, and calls what is no C interface.
-SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fvisibility=default")
+SANITIZED = (*SANITIZERS, "-fvisibility=default")
 
 FORWARD, BACKWARD = 0, 1  # orders of threads and blocks; a larger number is a seed of random ones
 ORDERS = (FORWARD, BACKWARD, 2, 3)
@@ -62,7 +63,7 @@ def _library(
     report: Callable[[str], None] = _silent,
 ) -> Path:
     if not flags and os.environ.get(SANITIZE):
-        folder, flags = f"{folder}_sanitized", SANITIZED[:2]
+        folder, flags = f"{folder}_in_python", SANITIZERS
     units = _units(folder, (*sources, *MACHINE), flags)
     return build(units, f"{folder}/kernels.so", ["-shared", *flags], report=report)
 

@@ -111,6 +111,9 @@ void run(const Launch& launch, const std::function<void()>& thread) {
   std::vector<std::size_t> teams(count(launch.grid) / together);
   std::iota(teams.begin(), teams.end(), std::size_t{0});
   order.draw(teams);
+  const struct Afterwards {
+    ~Afterwards() { free_idle_fibres(); }
+  } afterwards;
   std::vector<std::unique_ptr<Block>> blocks;
   for (std::size_t i = 0; i < together; ++i) {
     blocks.push_back(std::make_unique<Block>(launch, thread, order));
@@ -118,7 +121,6 @@ void run(const Launch& launch, const std::function<void()>& thread) {
   for (const std::size_t team : teams) {
     run_team(launch, blocks, team * together, order);
   }
-  free_idle_fibres();
 }
 
 bool refuses(dim3 grid) { return refused_blocks > 0 && count(grid) >= refused_blocks; }

@@ -193,7 +193,7 @@ __global__ void meet(const float*, float* out) {
   out[thread_in_grid()] = 1;
 }
 
-// All threads of all blocks wait at once.
+// All threads of all blocks wait at once, where the last block comes last.
 __global__ void crowd(const float*, float*) {
   if (blockIdx.x + 1 == gridDim.x && threadIdx.x == 0) {
     ptx::release(&flags[0], 1);
