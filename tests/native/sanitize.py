@@ -117,7 +117,7 @@ def run(name: str) -> bool:
     }
     if name == PERSISTENT:
         # A report goes past Python to the real standard error, and says no test's name.
-        shown = ("--verbose", "--capture=sys", "-p", "no:faulthandler")
+        shown = ("-vv", "--capture=sys", "-p", "no:faulthandler")
         command = [sys.executable, "-m", "pytest", *shown, *TESTS, "-k", f"not {REPEATED}"]
         environment |= in_python()
     else:
