@@ -66,18 +66,26 @@ class Build(BuildExtension):
         extension.depends = extension.extra_objects
 
 
-CPU_SOURCES = [
-    "csrc/ops.cpp",
-    "csrc/cpu/levels.cpp",
-    "csrc/cpu/scratch.cpp",
-    "csrc/cpu/level_avx512.cpp",
-    "csrc/cpu/level_avx2.cpp",
-    "csrc/cpu/level_portable.cpp",
-]
+# The longest to compile first. What this machine's architecture has not is left empty.
+LEVELS = ("avx512", "avx2", "portable")
+
+
+def levels() -> tuple[str, ...]:
+    """Return the SIMD levels to build: all, or the one that FUSED_RNN_LEVEL names (make build)."""
+    only = os.environ.get("FUSED_RNN_LEVEL", "")
+    if only not in ("", *LEVELS):
+        sys.exit(f"FUSED_RNN_LEVEL should be one of {', '.join(LEVELS)}, got {only!r}.")
+    return (only,) if only else LEVELS
+
 
 CPU = CppExtension(
     "fused_rnn._C",
-    CPU_SOURCES,
+    [
+        *(f"csrc/cpu/{run}_{level}.cpp" for level in levels() for run in ("forward", "backward")),
+        "csrc/ops.cpp",
+        "csrc/cpu/levels.cpp",
+        "csrc/cpu/scratch.cpp",
+    ],
     extra_compile_args={"cxx": [*FLAGS, *WARNINGS, *DEFINES]},
     py_limited_api=True,
 )

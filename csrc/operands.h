@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "checks.h"
+#include "poison.h"
 #include "scan.h"
 
 namespace fused_rnn {
@@ -108,7 +109,11 @@ struct Operands {
         static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
         static_cast<std::int32_t>(type.value_or(x.scalar_type())),
         static_cast<std::int32_t>(x.device().type()), x.get_device_index(), &handle));
-    return Tensor(handle);
+    Tensor fresh(handle);
+    if (fresh.device().type() == torch::headeronly::DeviceType::CPU) {
+      poison(fresh.data_ptr(), static_cast<std::size_t>(fresh.numel()) * fresh.element_size());
+    }
+    return fresh;
   }
   // Of what has so many features in every row.
   Sizes shape_of(std::int64_t features) const {

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+# Before torch and the native module read them. A process of several shares the cores with others.
+os.environ.setdefault("FUSED_RNN_POISON", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+import tiers
 import torch
 from operands import RAGGED, SHAPES, SMALL, SMALL_RAGGED, Shape
 
@@ -40,32 +49,41 @@ KERNELS = [
 
 
 def pytest_addoption(parser):
-    """Take the benchmarks' --quick, so that `make test bench ARGS=--quick` does both."""
-    parser.addoption("--quick", action="store_true", help="leave out the tests marked slow")
-
-
-def pytest_configure(config):
-    """Register the marks."""
-    config.addinivalue_line("markers", "slow: takes seconds or tens of GiB; not under --quick")
+    """Take the choice of the tier; --quick, as the benchmarks have it, means the core tier too."""
+    parser.addoption("--core", "--quick", action="store_true", help="the core tier (tiers.py)")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip the slow tests under --quick, and what needs a GPU once for each test."""
-    if config.getoption("--quick"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow, and --quick was asked for"))
-    if NO_CUDA is not None:
-        # One skip of each test says why; thousands say no more, and take a quarter of a minute.
-        seen, left_out = set(), []
-        for item in items:
-            if hasattr(item, "callspec") and item.callspec.params.get("device") == "cuda":
-                (left_out if item.function in seen else []).append(item)
-                seen.add(item.function)
-        if left_out:
-            config.hook.pytest_deselected(items=left_out)
-            dropped = set(left_out)
-            items[:] = [item for item in items if item not in dropped]
+    """Leave out what is not in the tier asked for, and of skipped tests all but one of each."""
+    kept = tiers.choose(items, core=config.getoption("--core"))
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+@contextmanager
+def _locked(path, mode):
+    with open(path, "w") as lock:
+        fcntl.flock(lock, mode)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _apart(request, tmp_path_factory):
+    """Keep other workers' tests from running beside one that wants the cores to itself."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp().parent  # the workers' own is below it
+    gate, room = folder / "gate", folder / "room"
+    if tiers.rule_of(request.node, tiers.APART) is not None:
+        # The gate stays shut: tests following on each other would never leave the room empty.
+        with _locked(gate, fcntl.LOCK_EX), _locked(room, fcntl.LOCK_EX):
+            yield
+        return
+    with ExitStack() as stay:
+        with _locked(gate, fcntl.LOCK_SH):
+            stay.enter_context(_locked(room, fcntl.LOCK_SH))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +93,17 @@ def _one_thread_and_a_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=NO_CUDA is not None)
+def _fresh_tensors_are_nan():
+    """Fill what torch.empty gives: FUSED_RNN_POISON does that for what the native module makes.
+
+    Not on a GPU: torch's switch chooses other algorithms there, and warns of more.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=NO_CUDA is None)

@@ -6,8 +6,7 @@ import re
 import pytest
 import torch
 from conftest import TOLERANCES
-from native.build import stepwise
-from native.simt.library import Machine
+from native.simt.library import Machine, stepwise
 from operands import (
     SHAPES,
     SMALL,

@@ -8,7 +8,8 @@ import functools
 
 import pytest
 import torch
-from native.build import UnbuildableError, stepwise
+from native.build import UnbuildableError
+from native.simt.library import stepwise
 from test_kernels import (  # noqa: F401 (the same tests, with the fixtures below)
     test_a_sequence_with_nan_stays_alone,
     test_every_cell_state,

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import TOLERANCES
-from native.build import stepwise
-from native.simt.library import Machine
+from native.simt.library import Machine, stepwise
 from operands import (
     SHAPES,
     as_double,

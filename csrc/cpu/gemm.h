@@ -235,38 +235,44 @@ struct RowBlock {
   std::int64_t count;
 };
 
-template <class S, class T, class F>
-void pack_rows(Packed<T>& b, std::int64_t stride, std::int64_t group, F&& rows) {
+// One such vector, at all depths. Not in pack_rows, which is compiled for every caller: these
+// unrolled loops would be most of a level's code, and of the time that it takes to compile.
+template <class S, class T>
+void pack_block(RowBlock<S> block, std::int64_t stride, std::int64_t depth, T* out,
+                std::int64_t step) {
   constexpr std::int64_t kW = kLanes<T>;
-  const std::int64_t step = b.step_of(group);
-  for (int v = 0; v < b.width_of(group); ++v) {
-    const RowBlock<S> block = rows(group * b.width + v);
-    T* out = b.group(group) + v * kW;
-    std::int64_t k = 0;
-    Vec<T> square[kW];
-    if (block.count == kW) {
-      for (; k + kW <= b.depth; k += kW) {
+  std::int64_t k = 0;
+  Vec<T> square[kW];
+  if (block.count == kW) {
+    for (; k + kW <= depth; k += kW) {
 #pragma GCC unroll 16
-        for (std::int64_t i = 0; i < kW; ++i) {
-          square[i] = load<S>(block.first + i * stride + k);
-        }
-        transpose<T>(square);
-#pragma GCC unroll 16
-        for (std::int64_t i = 0; i < kW; ++i) {
-          store<T>(out + (k + i) * step, square[i]);
-        }
-      }
-    }
-    for (; k < b.depth; k += kW) {
-      const std::int64_t deep = std::min(kW, b.depth - k);
       for (std::int64_t i = 0; i < kW; ++i) {
-        square[i] = i < block.count ? load<S>(block.first + i * stride + k, deep) : Vec<T>{};
+        square[i] = load<S>(block.first + i * stride + k);
       }
       transpose<T>(square);
-      for (std::int64_t i = 0; i < deep; ++i) {
+#pragma GCC unroll 16
+      for (std::int64_t i = 0; i < kW; ++i) {
         store<T>(out + (k + i) * step, square[i]);
       }
     }
+  }
+  for (; k < depth; k += kW) {
+    const std::int64_t deep = std::min(kW, depth - k);
+    for (std::int64_t i = 0; i < kW; ++i) {
+      square[i] = i < block.count ? load<S>(block.first + i * stride + k, deep) : Vec<T>{};
+    }
+    transpose<T>(square);
+    for (std::int64_t i = 0; i < deep; ++i) {
+      store<T>(out + (k + i) * step, square[i]);
+    }
+  }
+}
+
+template <class S, class T, class F>
+void pack_rows(Packed<T>& b, std::int64_t stride, std::int64_t group, F&& rows) {
+  for (int v = 0; v < b.width_of(group); ++v) {
+    pack_block<S, T>(rows(group * b.width + v), stride, b.depth, b.group(group) + v * kLanes<T>,
+                     b.step_of(group));
   }
 }
 

@@ -1,53 +1,73 @@
 // Which SIMD level runs.
 #include <cstdlib>
+#include <stdexcept>
+#include <string>
 #include <string_view>
 
 #include "../scan.h"
 
 namespace fused_rnn {
-#if defined(__x86_64__)
+// Weak: a level that was left out of the build (setup.py), or that this architecture has not, is
+// null here.
+#define FUSED_RNN_WEAK __attribute__((weak))
 namespace avx512 {
-extern const cpu::Level kLevel;
+extern const cpu::Level kLevel FUSED_RNN_WEAK;
 }
 namespace avx2 {
-extern const cpu::Level kLevel;
+extern const cpu::Level kLevel FUSED_RNN_WEAK;
 }
-#endif
 namespace portable {
-extern const cpu::Level kLevel;
+extern const cpu::Level kLevel FUSED_RNN_WEAK;
 }
 
 namespace cpu {
 namespace {
 
-std::string_view named() {
-  const char* const value = std::getenv("FUSED_RNN_SIMD");
-  const std::string_view name = value != nullptr ? value : "";
-  for (const char* const known : {"avx512", "avx2", "portable"}) {
-    if (name == known) {
-      return name;
-    }
-  }
-  return {};
+struct Candidate {
+  std::string_view name;
+  const Level* level;  // null where it was not built
+  bool runs;           // on this CPU
+};
+
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("fma");
 }
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#else
+bool has_avx512() { return false; }
+bool has_avx2() { return false; }
+#endif
 
 const Level& pick() {
-  // An empty or unknown name asks for nothing.
-  const std::string_view wanted = named();
-  const auto allowed = [&](const Level& level) { return wanted.empty() || wanted == level.name; };
-#if defined(__x86_64__)
-  if (allowed(avx512::kLevel) && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
-    return avx512::kLevel;
+  const Candidate candidates[] = {{"avx512", &avx512::kLevel, has_avx512()},  // the best first
+                                  {"avx2", &avx2::kLevel, has_avx2()},
+                                  {"portable", &portable::kLevel, true}};
+  const char* const value = std::getenv("FUSED_RNN_SIMD");
+  const std::string_view wanted = value != nullptr ? value : "";
+  bool known = false;
+  for (const Candidate& c : candidates) {
+    known = known || wanted == c.name;
   }
-  // A level asked for but not to be had gives the next lower one.
-  if ((allowed(avx2::kLevel) || allowed(avx512::kLevel)) && __builtin_cpu_supports("avx2") &&
-      __builtin_cpu_supports("fma")) {
-    return avx2::kLevel;
+  // An empty or unknown name asks for nothing. A level asked for but not to be had gives the next
+  // lower one.
+  bool allowed = !known;
+  std::string built;
+  for (const Candidate& c : candidates) {
+    allowed = allowed || wanted == c.name;
+    if (c.level != nullptr) {
+      if (allowed && c.runs) {
+        return *c.level;
+      }
+      built += (built.empty() ? "" : ", ") + std::string(c.name);
+    }
   }
-#endif
-  return portable::kLevel;
+  throw std::runtime_error(
+      "fused_rnn was built for " + built + " alone, and " +
+      (known ? "FUSED_RNN_SIMD=" + std::string(wanted) + " allows" : "this CPU has") +
+      " none of it: build all levels with `make build`.");
 }
 
 }  // namespace

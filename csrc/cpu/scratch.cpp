@@ -5,6 +5,8 @@
 #include <new>
 #include <vector>
 
+#include "../poison.h"
+
 namespace fused_rnn {
 namespace {
 
@@ -54,13 +56,7 @@ Cache& cache() {
   return *the_cache;
 }
 
-}  // namespace
-
-void* scratch_allocate(std::size_t bytes) {
-  if (bytes < kLeastKept) {
-    return allocate_small(bytes);
-  }
-  bytes = rounded(bytes);
+void* allocate_large(std::size_t bytes) {
   {
     Cache& c = cache();
     const std::lock_guard<std::mutex> lock(c.mutex);
@@ -74,6 +70,14 @@ void* scratch_allocate(std::size_t bytes) {
     }
   }
   return ::operator new(bytes, kAlign);
+}
+
+}  // namespace
+
+void* scratch_allocate(std::size_t bytes) {
+  void* const block = bytes < kLeastKept ? allocate_small(bytes) : allocate_large(rounded(bytes));
+  poison(block, bytes);
+  return block;
 }
 
 void scratch_free(void* block, std::size_t bytes, bool keep) noexcept {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import ctypes
 import fcntl
-import functools
 import hashlib
 import importlib.util
 import json
@@ -26,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 NATIVE = Path(__file__).parent
 CACHE = ROOT / "build" / "native"
 
-# What csrc/cpu/level_*.cpp say: the level's target, null for the compiler's own, and its registers.
+# What csrc/cpu/level_*.h say: the level's target, None for the compiler's own, and its registers.
 LEVELS: dict[str, tuple[str | None, int]] = {"portable": (None, 16)}
 if os.uname().machine == "x86_64":
     LEVELS["avx2"] = ("avx2,fma,f16c", 32)
@@ -34,11 +33,24 @@ if os.uname().machine == "x86_64":
 
 
 class Unit(NamedTuple):
-    """One call of the compiler: a source, where its object goes (below the cache), the flags."""
+    """One call of the compiler; the same one in several targets is made once."""
 
     source: Path
-    output: str
     flags: tuple[str, ...]
+
+
+class Target(NamedTuple):
+    """A library or a program: what is linked, and where it goes (below the cache)."""
+
+    output: str
+    units: tuple[Unit, ...]
+    link_flags: tuple[str, ...]
+    libraries: tuple[Path, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Where it is once it has been built."""
+        return CACHE / self.output
 
 
 class UnbuildableError(RuntimeError):
@@ -90,7 +102,8 @@ def _build(output: Path, command: list[str], inputs: Callable[[], Iterable[str]]
 
 
 def _compile(unit: Unit, report: Callable[[str], None]) -> Path:
-    output = CACHE / unit.output
+    flags = hashlib.sha256("\0".join([str(unit.source), *unit.flags]).encode()).hexdigest()[:12]
+    output = CACHE / "objects" / f"{unit.source.stem}-{flags}.o"
     dependencies = output.with_suffix(".d")
     command = [*compiler(), *unit.flags, "-MMD", "-MF", str(dependencies)]
     command += ["-c", str(unit.source), "-o", str(output)]
@@ -101,7 +114,7 @@ def _compile(unit: Unit, report: Callable[[str], None]) -> Path:
 
     seconds = _build(output, command, inputs)
     if seconds:
-        report(f"compiled {unit.output} in {seconds:.0f} s")
+        report(f"compiled {unit.source.name} in {seconds:.0f} s")
     return output
 
 
@@ -114,20 +127,18 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def build(
-    units: list[Unit],
-    output: str,
-    link_flags: Iterable[str],
-    libraries: Iterable[Path] = (),
-    report: Callable[[str], None] = lambda line: None,
-) -> Path:
-    """Compile the units side by side, link them, and return the path of the result."""
+def build(*targets: Target, report: Callable[[str], None] = lambda line: None) -> Path:
+    """Compile what the targets are made of side by side, link them, return the last one's path."""
     with _alone(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda unit: _compile(unit, report), units))
-        linked = [str(path) for path in (*objects, *libraries)]
-        target = CACHE / output
-        _build(target, [*compiler(), *linked, *link_flags, "-o", str(target)], lambda: linked)
-        return target
+        units = list(dict.fromkeys(unit for target in targets for unit in target.units))
+        made = pool.map(lambda unit: _compile(unit, report), units)
+        objects = dict(zip(units, made, strict=True))
+        for target in targets:
+            linked = [str(objects[unit]) for unit in target.units]
+            linked += map(str, target.libraries)
+            command = [*compiler(), *linked, *target.link_flags, "-o", str(target.path)]
+            _build(target.path, command, lambda linked=linked: linked)
+        return targets[-1].path
 
 
 def _shipped_library() -> Path:
@@ -137,8 +148,22 @@ def _shipped_library() -> Path:
     return Path(spec.origin)
 
 
-def bench() -> ModuleType:
-    """Build the bench if need be, and import it. Its kernels are those of the shipped library."""
+def levels_of(library: Path) -> dict[str, tuple[str | None, int]]:
+    """Return those of LEVELS that the module was built with."""
+    symbols = ctypes.CDLL(str(library))
+
+    def is_built(level: str) -> bool:
+        try:
+            ctypes.c_char.in_dll(symbols, f"_ZN9fused_rnn{len(level)}{level}6kLevelE")
+        except ValueError:
+            return False
+        return True
+
+    return {level: row for level, row in LEVELS.items() if is_built(level)}
+
+
+def bench_target() -> Target:
+    """Return the bench. Its kernels are those of the shipped library."""
     library = _shipped_library()
     try:
         import pybind11
@@ -146,19 +171,24 @@ def bench() -> ModuleType:
         raise UnbuildableError("pybind11 is not installed") from None
     import torch  # noqa: F401  the shipped library needs torch's, and finds those already loaded
 
-    units = []
-    for level, (target, bytes_) in LEVELS.items():
+    units, built = [], levels_of(library)
+    linked = "-DFUSED_RNN_BENCH_LEVELS(X)=" + " ".join(f"X({level})" for level in built)
+    for level, (target, bytes_) in built.items():
         defines = [f"-DFUSED_RNN_LEVEL={level}", f"-DFUSED_RNN_VECTOR_BYTES={bytes_}"]
         if target is not None:
             defines.append(f'-DFUSED_RNN_TARGET="{target}"')
         flags = (*shipped_flags(), "-Wall", "-Wextra", "-Wno-psabi", "-fPIC", *defines)
-        units.append(Unit(NATIVE / "math_level.cpp", f"bench/math_{level}.o", flags))
+        units.append(Unit(NATIVE / "math_level.cpp", flags))
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     flags = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden", *includes)
-    units.append(Unit(NATIVE / "bench.cpp", "bench/bench.o", flags))
+    units.append(Unit(NATIVE / "bench.cpp", (*flags, linked)))
     name = f"bench/_bench{sysconfig.get_config_var('EXT_SUFFIX')}"
-    path = build(units, name, ["-shared", "-pthread"], [library])
-    spec = importlib.util.spec_from_file_location("_bench", path)
+    return Target(name, tuple(units), ("-shared", "-pthread"), (library,))
+
+
+def bench() -> ModuleType:
+    """Build the bench if need be, and import it."""
+    spec = importlib.util.spec_from_file_location("_bench", build(bench_target()))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -166,42 +196,12 @@ def bench() -> ModuleType:
     return module
 
 
+def scalar_math_target() -> Target:
+    """Return math.h for scalars."""
+    unit = Unit(NATIVE / "math_scalar.cpp", (*shipped_flags(), "-Wall", "-Wextra", "-fPIC"))
+    return Target("bench/math_scalar.so", (unit,), ("-shared",))
+
+
 def scalar_math() -> ctypes.CDLL:
     """Build math.h for scalars if need be, and load it."""
-    flags = (*shipped_flags(), "-Wall", "-Wextra", "-fPIC")
-    unit = Unit(NATIVE / "math_scalar.cpp", "bench/math_scalar.o", flags)
-    return ctypes.CDLL(str(build([unit], "bench/math_scalar.so", ["-shared"])))
-
-
-@functools.cache
-def stepwise() -> Path:
-    """Build the CUDA paths for the host bench, as a library of torch ops: once for all tests."""
-    try:
-        from torch.utils.cpp_extension import include_paths, library_paths
-    except ImportError as error:
-        raise UnbuildableError(f"torch cannot build extensions here ({error})") from None
-    sources = (ROOT / "csrc", ROOT / "csrc" / "cuda", NATIVE / "simt", *include_paths())
-    flags = (
-        *("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"),
-        *("-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
-        # Wide accesses, and several chunks, at small sizes too.
-        *("-DFUSED_RNN_FEW_THREADS=16", "-DFUSED_RNN_CHUNK_ELEMENTS=256"),
-        *(f"-I{path}" for path in sources),
-    )
-    units = [
-        Unit(NATIVE / "stepwise.cpp", "stepwise/stepwise.o", flags),
-        *(
-            Unit(ROOT / "csrc" / "cuda" / f"{name}.cu", f"stepwise/{name}.o", (*flags, "-xc++"))
-            for name in (
-                *("gates", "marked", "lengths", "floor"),
-                *("persistent_forward", "persistent_backward"),
-            )
-        ),
-        *(
-            Unit(NATIVE / "simt" / f"{name}.cpp", f"stepwise/{name}.o", flags)
-            for name in ("machine", "block")
-        ),
-    ]
-    libraries = (f"-L{path}" for path in library_paths())
-    link_flags = ["-shared", *libraries, "-ltorch", "-ltorch_cpu", "-lc10"]
-    return build(units, "stepwise/stepwise.so", link_flags)
+    return ctypes.CDLL(str(build(scalar_math_target())))

@@ -6,7 +6,7 @@ import ctypes
 import functools
 from typing import NamedTuple
 
-from .build import NATIVE, ROOT, Unit, build
+from .build import NATIVE, ROOT, Target, Unit, build
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # as CellKind counts
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -95,11 +95,15 @@ class Answer(ctypes.Structure):
         return self.text.decode()
 
 
+def target() -> Target:
+    """Return the plan, for any device."""
+    flags = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-fPIC", f"-I{ROOT / 'csrc'}")
+    return Target("plan/plan.so", (Unit(NATIVE / "plan.cpp", flags),), ("-shared",))
+
+
 @functools.cache
 def _library() -> ctypes.CDLL:
-    flags = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-fPIC", f"-I{ROOT / 'csrc'}")
-    unit = Unit(NATIVE / "plan.cpp", "plan/plan.o", flags)
-    return ctypes.CDLL(str(build([unit], "plan/plan.so", ["-shared"])))
+    return ctypes.CDLL(str(build(target())))
 
 
 def plan(problem: Problem, device: Device) -> Answer:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .build import LEVELS, NATIVE, ROOT, UnbuildableError, Unit, build, compiler, shipped_flags
+from .build import LEVELS, NATIVE, ROOT, Target, UnbuildableError, Unit, build, compiler, shipped_flags
 from .simt import library as simt
 
 CPU = ROOT / "csrc" / "cpu"
@@ -48,18 +48,19 @@ BUILDS = {
 }
 
 
-def units_of(name: str) -> list[Unit]:
+def units_of(name: str) -> tuple[Unit, ...]:
     """Return what a build compiles, the longest first."""
     flags, level_flags, levels, _ = BUILDS[name]
     common = (*shipped_flags(), "-g1", "-pthread", "-Wall", "-Wextra", "-Wno-psabi", *flags)
     units = [
-        Unit(CPU / f"level_{level}.cpp", f"{name}/level_{level}.o", (*common, *level_flags))
+        Unit(CPU / f"{run}_{level}.cpp", (*common, *level_flags))
         for level in reversed(levels)
+        for run in ("forward", "backward")
     ]
     linked = "-DFUSED_RNN_BENCH_LEVELS(X)=" + " ".join(f"X({level})" for level in levels)
     for source in ("sanitize", "switched_scratch"):
-        units.append(Unit(NATIVE / f"{source}.cpp", f"{name}/{source}.o", (*common, "-O1", linked)))
-    return units
+        units.append(Unit(NATIVE / f"{source}.cpp", (*common, "-O1", linked)))
+    return tuple(units)
 
 
 def report(line: str) -> None:
@@ -70,7 +71,7 @@ def report(line: str) -> None:
 def build_scans(name: str) -> Path:
     """Build a program of the CPU's kernels."""
     flags = (*BUILDS[name].flags[:1], "-pthread")
-    return build(units_of(name), f"{name}/sanitize", flags, report=report)
+    return build(Target(f"{name}/sanitize", units_of(name), flags), report=report)
 
 
 def build_gates(name: str) -> Path:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ..build import ROOT, UnbuildableError, Unit, build
+from ..build import NATIVE, ROOT, Target, UnbuildableError, Unit, build
 
 SIMT = Path(__file__).parent
 TOYS = (SIMT / "toys.cu",)
@@ -28,7 +28,7 @@ FLAGS = (
     *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden"),
     "-ffp-contract=off",  # which operations fuse would depend on the accesses that are compiled in
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),  # nvcc's unroll
-    *(f"-I{path}" for path in (SIMT, ROOT / "csrc", ROOT / "csrc" / "cuda")),
+    *(f"-I{path}" for path in (ROOT / "csrc", ROOT / "csrc" / "cuda", SIMT)),
     f"-DFUSED_RNN_FEW_THREADS={FEW_THREADS}",
 )
 # Set where tests run with the sanitizers' libraries preloaded: then kernels are sanitized too.
@@ -41,40 +41,60 @@ FORWARD, BACKWARD = 0, 1  # orders of threads and blocks; a larger number is a s
 ORDERS = (FORWARD, BACKWARD, 2, 3)
 
 
-def _units(folder: str, sources: Iterable[Path], flags: tuple[str, ...]) -> list[Unit]:
-    return [
-        Unit(
-            source,
-            f"{folder}/{source.name}.o",
-            (*FLAGS, *flags, *(("-x", "c++") if source.suffix == ".cu" else ())),
-        )
-        for source in sources
-    ]
+def _units(sources: Iterable[Path], flags: tuple[str, ...]) -> tuple[Unit, ...]:
+    def language(source: Path) -> tuple[str, ...]:
+        return ("-x", "c++") if source.suffix == ".cu" else ()
+
+    return tuple(Unit(source, (*FLAGS, *flags, *language(source))) for source in sources)
 
 
-def _silent(line: str) -> None:
-    """Take what a build reports and say nothing."""
-
-
-def _library(
-    folder: str,
-    sources: Iterable[Path],
-    flags: tuple[str, ...] = (),
-    report: Callable[[str], None] = _silent,
-) -> Path:
+def target(folder: str, sources: Iterable[Path], flags: tuple[str, ...] = ()) -> Target:
+    """Return kernels, and the machine that runs them, as a library."""
     if not flags and os.environ.get(SANITIZE):
         folder, flags = f"{folder}_in_python", SANITIZERS
-    units = _units(folder, (*sources, *MACHINE), flags)
-    return build(units, f"{folder}/kernels.so", ["-shared", *flags], report=report)
+    units = _units((*sources, *MACHINE), flags)
+    return Target(f"{folder}/kernels.so", units, ("-shared", *flags))
 
 
 def program(
-    folder: str, main: Path, kernels: Iterable[Path], report: Callable[[str], None] = _silent
+    folder: str,
+    main: Path,
+    kernels: Iterable[Path],
+    report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Build a program of sanitized kernels; these stay a library, as simt.h asks for."""
-    library = _library(folder, kernels, SANITIZED, report)
-    units = _units(folder, [main], SANITIZED)
-    return build(units, f"{folder}/program", SANITIZED, [library], report)
+    library = target(folder, kernels, SANITIZED)
+    units = _units([main], SANITIZED)
+    whole = Target(f"{folder}/program", units, SANITIZED, (library.path,))
+    return build(library, whole, report=report)
+
+
+def stepwise_target() -> Target:
+    """Return the CUDA paths for the host bench, as a library of torch ops."""
+    try:
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError as error:
+        raise UnbuildableError(f"torch cannot build extensions here ({error})") from None
+    ops = (
+        *("-Wno-unused-parameter", "-DTORCH_TARGET_VERSION=0x020b000000000000"),
+        "-DFUSED_RNN_CHUNK_ELEMENTS=256",  # several chunks, at small sizes too
+        *(f"-I{path}" for path in include_paths()),
+    )
+    units = (
+        *_units((CUDA / f"persistent_{run}.cu" for run in ("backward", "forward")), ()),
+        *_units((NATIVE / "stepwise.cpp",), ops),
+        *_units((CUDA / f"{name}.cu" for name in ("gates", "marked", "lengths", "floor")), ()),
+        *_units(MACHINE, ()),
+    )
+    libraries = (f"-L{path}" for path in library_paths())
+    link_flags = ("-shared", *libraries, "-ltorch", "-ltorch_cpu", "-lc10")
+    return Target("stepwise/stepwise.so", units, link_flags)
+
+
+@functools.cache
+def stepwise() -> Path:
+    """Build the CUDA paths for the host bench: once for all tests."""
+    return build(stepwise_target())
 
 
 class Launch(NamedTuple):
@@ -132,7 +152,7 @@ class Machine:
 @functools.cache
 def _machine_or_reason(folder: str, sources: tuple[Path, ...]) -> Machine | str:
     try:
-        return Machine(_library(folder, sources))
+        return Machine(build(target(folder, sources)))
     except UnbuildableError as reason:
         return str(reason)
 

@@ -1,4 +1,6 @@
-// The kernels for whatever the compiler targets by default: SSE2, NEON.
+// The level for whatever the compiler targets by default: SSE2, NEON.
+#pragma once
+
 #define FUSED_RNN_LEVEL portable
 #define FUSED_RNN_VECTOR_BYTES 16
 #if defined(__aarch64__)
@@ -6,4 +8,3 @@
 #else
 #define FUSED_RNN_VECTOR_REGISTERS 16
 #endif
-#include "level.inc"

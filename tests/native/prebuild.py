@@ -1,0 +1,42 @@
+"""Compiles all that the tests compile, before they run and with all cores: ``make test`` calls it.
+
+    python -m tests.native.prebuild
+
+A test that finds nothing here builds what it needs itself; this only saves the waiting.
+"""
+
+from __future__ import annotations
+
+import time
+
+from . import gates, persistent, persistent_backward, plans
+from .build import UnbuildableError, bench_target, build, scalar_math_target
+from .simt.library import TOYS, stepwise_target, target
+
+# What takes longest to compile comes first.
+TARGETS = (
+    lambda: target("persistent_backward", persistent_backward.KERNELS),
+    lambda: target("persistent_forward", persistent.KERNELS),
+    stepwise_target,
+    bench_target,
+    lambda: target("gates", gates.GATES),
+    scalar_math_target,
+    lambda: target("toys", TOYS),
+    plans.target,
+)
+
+
+def main() -> None:
+    """Build what can be built here, and say what cannot."""
+    begin, targets = time.monotonic(), []
+    for make in TARGETS:
+        try:
+            targets.append(make())
+        except UnbuildableError as reason:
+            print(f"  not built: {reason}")
+    build(*targets, report=lambda line: print(f"  {line}", flush=True))
+    print(f"{len(targets)} libraries of the tests: {time.monotonic() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
