@@ -5,11 +5,17 @@
 ENV ?= venv
 CELL ?= lstm
 ARGS ?=
+# Of the CPU's SIMD levels only this one is built: avx512, avx2 or portable. Empty: all of them.
+LEVEL ?=
+# Tests that run side by side.
+JOBS ?= $(shell nproc)
 
 TORCH := torch==2.13.0
-PACKAGES := setuptools wheel ninja==1.13.2 numpy==2.4.6 pytest==9.2.0 pybind11==3.1.0 \
+PACKAGES := setuptools wheel ninja==1.13.2 numpy==2.4.6 pytest==9.2.0 pytest-xdist==3.8.0 \
+            pybind11==3.1.0 \
             matplotlib==3.11.2 onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 build==1.6.1 \
-            ruff==0.17.6 clang-format==23.1.5 triton==3.9.0
+            ruff==0.17.6 clang-format==23.1.5 triton==3.9.0 pytest-random-order==1.2.0 \
+            coverage==7.17.4 pytest-cov==7.1.0 gcovr==8.8
 
 ifeq ($(ENV),system)
 PYTHON := python3
@@ -33,13 +39,31 @@ CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.in
 # The oldest Triton that is served. Its interpreter does not know what NumPy 2.4 has changed.
 OLDEST_TRITON := triton==3.6.0 numpy==2.3.5
 
-.PHONY: demo test bench lint format sanitize check-cuda check-triton cuda build clean check-system
+# Side by side where pytest-xdist is installed.
+PYTEST = $(PYTHON) -m pytest $$($(PYTHON) -c "import xdist" 2> /dev/null && \
+           echo -n $(JOBS) --dist worksteal)
+
+.PHONY: demo test test-all test-libraries bench lint format sanitize mutants coverage check-cuda \
+        check-triton cuda build clean check-system force
 
 demo: build
 	$(PYTHON) examples/language_model.py --cell $(CELL) --out demo.png $(ARGS)
 
-test: build
-	$(PYTHON) -m pytest $(ARGS)
+# What has to hold for every commit; tests/tiers.py says what that is. Five minutes on two cores.
+test: test-libraries
+	$(PYTEST) --core $(ARGS)
+
+# Everything: the full products.
+test-all: test-libraries
+	$(PYTEST) $(ARGS)
+
+# What the tests compile, with all cores; nothing where nothing has changed.
+test-libraries: build
+	@$(PYTHON) -m tests.native.prebuild
+
+# Seeded faults, and which of them the core tier does not notice.
+mutants: test-libraries
+	$(PYTHON) -m tests.mutants $(ARGS)
 
 bench: build
 	$(PYTHON) -m benchmarks $(ARGS)
@@ -58,34 +82,42 @@ format: $(READY)
 sanitize: $(READY)
 	$(PYTHON) -m tests.native.sanitize
 
-# Compiles every kernel for every GPU and compares what it takes of one with the committed table,
-# which RENEW=1 writes anew. Without nvcc it says so, and is content.
+# Compiles every kernel for one GPU of each kind of code path, ALL=1 for every GPU, and compares what
+# it takes of one with the committed table, which RENEW=1 writes anew. What has not changed is not
+# compiled again. Without nvcc it says so, and is content.
 check-cuda: $(READY)
-	@$(PYTHON) -m tests.native.check_cuda $(if $(RENEW),--renew)
+	@$(PYTHON) -m tests.native.check_cuda $(if $(ALL),--all) $(if $(RENEW),--renew)
 
 # The Triton kernels, interpreted and compiled, with the oldest Triton instead of the pinned one.
 check-triton: build
 	@$(PYTHON) -m pip install -q --no-deps --upgrade --target build/oldest-triton $(OLDEST_TRITON)
 	PYTHONPATH=$(CURDIR)/build/oldest-triton:$(CURDIR) $(PYTHON) -c \
 	  "import triton; print('Triton', triton.__version__)"
-	PYTHONPATH=$(CURDIR)/build/oldest-triton:$(CURDIR) $(PYTHON) -m pytest \
+	PYTHONPATH=$(CURDIR)/build/oldest-triton:$(CURDIR) $(PYTEST) --core \
 	  tests/test_triton.py tests/test_triton_compile.py $(ARGS)
 
 # The module for GPUs. It needs nvcc, but neither a GPU nor a CUDA build of torch. Phony, as
 # TORCH_CUDA_ARCH_LIST matters too; what has not changed is not compiled again.
 cuda: $(READY)
-	@echo "Building $(CUDA_NATIVE): a minute or two on two cores the first time ..."
+	@echo "Building $(CUDA_NATIVE): some minutes of a core for each GPU in TORCH_CUDA_ARCH_LIST ..."
 	@mkdir -p build
 	@FUSED_RNN_CUDA=only $(PYTHON) setup.py -q build_ext --inplace > build/log-cuda.txt 2>&1 || \
 	  { tail -n 40 build/log-cuda.txt; exit 1; }
 
+# All SIMD levels take two to four minutes on two cores, one alone (LEVEL=avx512) about one; each
+# file of csrc/cpu is compiled again only where it has changed.
 build: $(NATIVE)
 
-$(NATIVE): $(SOURCES) | $(READY)
-	@echo "Compiling the kernels: two to four minutes on two cores ..."
-	@mkdir -p build
-	@$(PYTHON) setup.py -q build_ext --inplace > build/log.txt 2>&1 || { tail -n 40 build/log.txt; exit 1; }
+$(NATIVE): $(SOURCES) build/level | $(READY)
+	@echo "Compiling the kernels ($(or $(LEVEL),all levels)) ..."
+	@FUSED_RNN_LEVEL=$(LEVEL) $(PYTHON) setup.py -q build_ext --inplace > build/log.txt 2>&1 || \
+	  { tail -n 40 build/log.txt; exit 1; }
 	@touch $@
+
+# Changes when another choice of levels is to be built.
+build/level: force
+	@mkdir -p build
+	@echo "$(LEVEL)" | cmp -s - $@ || echo "$(LEVEL)" > $@
 
 .venv/ready: Makefile
 	@command -v python3 > /dev/null || { echo "make needs python3 (3.10 or newer) on the PATH."; exit 1; }

@@ -30,6 +30,8 @@ FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter", "-Wno-attributes"]
 if os.environ.get("FUSED_RNN_WERROR"):
     WARNINGS.append("-Werror")
+# Last, so that they count: -O1 for a quick build, --coverage.
+MORE = os.environ.get("FUSED_RNN_CXXFLAGS", "").split()
 
 
 CUDA_MODULE = "fused_rnn._C_cuda"
@@ -56,7 +58,7 @@ class Build(BuildExtension):
         """Compile the .cu files here: BuildExtension would need a CUDA build of torch for them."""
         try:
             werror = "-Werror" in WARNINGS
-            objects = nvcc.compile_objects(Path(self.build_temp), werror=werror)
+            objects = nvcc.compile_objects(werror=werror)
             objects.append(nvcc.find_static_runtime(nvcc.find_toolkit()))
         except nvcc.CudaBuildError as error:
             without = len(self.extensions) > 1
@@ -86,7 +88,8 @@ CPU = CppExtension(
         "csrc/cpu/levels.cpp",
         "csrc/cpu/scratch.cpp",
     ],
-    extra_compile_args={"cxx": [*FLAGS, *WARNINGS, *DEFINES]},
+    extra_compile_args={"cxx": [*FLAGS, *WARNINGS, *DEFINES, *MORE]},
+    extra_link_args=[flag for flag in MORE if flag == "--coverage"],
     py_limited_api=True,
 )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 # Before torch and the native module read them. A process of several shares the cores with others.
@@ -58,13 +59,39 @@ def pytest_collection_modifyitems(config, items):
     kept = tiers.choose(items, core=config.getoption("--core"))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+    # First, and so all by one worker while the others wait once, not for each.
+    items.sort(key=lambda item: tiers.entry(item, tiers.APART) is None)
 
 
-@contextmanager
-def _locked(path, mode):
-    with open(path, "w") as lock:
-        fcntl.flock(lock, mode)
-        yield
+class _Room:
+    """Where workers run their tests: together, or one alone.
+
+    Who wants to be alone keeps the gate shut while waiting, or tests of others would follow on each
+    other and never leave the room; and stays alone from one such test to the next.
+    """
+
+    def __init__(self) -> None:
+        self.stay, self.mode = ExitStack(), fcntl.LOCK_UN
+
+    def enter(self, folder: Path, mode: int) -> None:
+        """Come in, if need be after waiting, and leave what was held before."""
+        if mode == self.mode == fcntl.LOCK_EX:
+            return
+        self.leave()
+        gate, room = (self.stay.enter_context((folder / n).open("w")) for n in ("gate", "room"))
+        fcntl.flock(gate, mode)
+        fcntl.flock(room, mode)
+        if mode == fcntl.LOCK_SH:
+            fcntl.flock(gate, fcntl.LOCK_UN)
+        self.mode = mode
+
+    def leave(self) -> None:
+        """Let others in."""
+        self.stay.close()
+        self.mode = fcntl.LOCK_UN
+
+
+_ROOM = _Room()
 
 
 @pytest.fixture(autouse=True)
@@ -73,17 +100,19 @@ def _apart(request, tmp_path_factory):
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
-    folder = tmp_path_factory.getbasetemp().parent  # the workers' own is below it
-    gate, room = folder / "gate", folder / "room"
-    if tiers.rule_of(request.node, tiers.APART) is not None:
-        # The gate stays shut: tests following on each other would never leave the room empty.
-        with _locked(gate, fcntl.LOCK_EX), _locked(room, fcntl.LOCK_EX):
-            yield
-        return
-    with ExitStack() as stay:
-        with _locked(gate, fcntl.LOCK_SH):
-            stay.enter_context(_locked(room, fcntl.LOCK_SH))
-        yield
+    alone = tiers.entry(request.node, tiers.APART) is not None
+    _ROOM.enter(
+        tmp_path_factory.getbasetemp().parent,  # the workers' own is below it
+        fcntl.LOCK_EX if alone else fcntl.LOCK_SH,
+    )
+    yield
+    if not alone:
+        _ROOM.leave()
+
+
+def pytest_sessionfinish():
+    """Let other workers in, where the last test was alone."""
+    _ROOM.leave()
 
 
 @pytest.fixture(autouse=True)

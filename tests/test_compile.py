@@ -85,7 +85,6 @@ def test_one_graph_with_a_node_for_each_layer_and_direction(name, device):
     assert all(node.args[-1] is False for node in compiler.scans())  # nothing is saved
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_inductor(layer, device):
     model = Model(layer, {"num_layers": 2, "bidirectional": True}).to(device)

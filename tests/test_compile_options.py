@@ -67,7 +67,6 @@ def test_options_of_a_call_stay_in_the_graph(layer, options, which):
         torch.testing.assert_close(leaves(compiled(x)), leaves(model(x)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_inductor(layer):
     model = Model(layer, ASKED["all"], num_layers=2, bidirectional=True)

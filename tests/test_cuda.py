@@ -221,7 +221,6 @@ def memory(gigabytes):
     return pytest.mark.skipif(free < gigabytes, reason=reason)
 
 
-@pytest.mark.slow
 @memory(60)
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 def test_more_than_two_to_the_31_gates(name):
@@ -241,7 +240,6 @@ def test_more_than_two_to_the_31_gates(name):
     assert_near(dx[:, -4:], expected_dx, gradient)
 
 
-@pytest.mark.slow
 @memory(60)
 @pytest.mark.parametrize("name", CELLS)
 def test_a_step_of_more_than_two_to_the_31_gates(name):

@@ -191,10 +191,12 @@ def test_every_file_a_kernel_includes_is_an_input():
 
 def test_a_kernel_that_does_not_compile_says_why_and_is_tried_again(fake_nvcc, tmp_path):
     (tmp_path / "broken").touch()
+    tries = []
     for _ in range(2):
         with pytest.raises(CudaBuildError, match=r"nvcc failed(.|\n)*error: no good"):
             nvcc.compile_objects(tmp_path / "out")
-    assert len(fake_nvcc()) == 2
+        tries.append(len(fake_nvcc()))
+    assert 0 < tries[0] < tries[1]
 
 
 @pytest.mark.usefixtures("fake_nvcc")

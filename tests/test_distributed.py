@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "ddp.py"
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(
         not (dist.is_available() and dist.is_gloo_available()),
         reason="this torch was built without torch.distributed or gloo",

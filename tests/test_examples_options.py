@@ -59,7 +59,6 @@ def test_runs_and_draws(example, tmp_path, capsys):
         assert all(word in printed for word in result.words)
 
 
-@pytest.mark.slow
 def test_long_range_dependencies_are_learned_by_lstm_and_gru_alone(tmp_path):
     sizes = "--updates 500 --batch 32 --hidden 48 --phrases 6 --tests 200"
     table = long_range.main([*sizes.split(), "--out", str(tmp_path / "picture.png")])

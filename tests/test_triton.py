@@ -26,11 +26,13 @@ PROBLEM = Problem("lstm", torch.device("cuda"), torch.float32, 5, 2, 3, 4, 0, Fa
 
 
 @needs_triton
-@pytest.mark.slow
-def test_kernels_in_the_interpreter():
+@pytest.mark.parametrize("path", ["steps", "whole"])
+def test_kernels_in_the_interpreter(path, request):
     # It has to be switched on before Triton is imported.
+    tier = ["--core"] if request.config.getoption("--core") else []
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *tier, "-k", path]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "tests/test_triton_kernels.py"],
+        [*command, "tests/test_triton_kernels.py"],
         cwd=Path(__file__).parent.parent,
         env={"PYTHONPATH": ":".join(p for p in sys.path if p), "TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -32,11 +32,9 @@ def test_every_gpu_that_is_taken_is_compiled_for():
     assert {10 * major + minor for major, minor in COMPILED_FOR} == set(SHARED)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", SHARED)
-def test_no_kernel_spills(arch):
+def rows_of(arch, *part):
+    """Return the table of a GPU, or of a part of the kernels."""
     # In a Python of its own: where Triton's compiler fails an assertion, it ends the process.
-    part = () if arch in WHOLLY else ("largest",)
     done = subprocess.run(
         [sys.executable, "-m", "tests.triton_table", str(arch), *part],
         cwd=Path(__file__).parent.parent,
@@ -46,11 +44,29 @@ def test_no_kernel_spills(arch):
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-300:] + done.stderr[-3000:]
-    rows = [Row(*json.loads(line)) for line in done.stdout.splitlines()]
+    return [Row(*json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def assert_fit(rows, arch):
+    assert [row for row in rows if row.spilt] == []
+    assert [row for row in rows if row.shared > SHARED[arch]] == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_each_kernel_fits_at_its_largest(dtype):
+    rows = rows_of(90, "each", dtype)
+    whole = {row.cell for row in rows if row.kernel.endswith("sequence")}
+    size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[dtype]
+    assert whole == {cell for cell, itemsize in LIMITS if itemsize == size}
+    assert_fit(rows, 90)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_no_kernel_spills(arch):
+    rows = rows_of(arch, *(() if arch in WHOLLY else ("largest",)))
     assert {(row.cell, row.dtype) for row in rows if row.kernel.endswith("sequence")} == {
         (cell, dtype)
         for cell, size in LIMITS
         for dtype in {2: ("float16", "bfloat16"), 4: ("float32",)}[size]
     }
-    assert [row for row in rows if row.spilt] == []
-    assert [row for row in rows if row.shared > SHARED[arch]] == []
+    assert_fit(rows, arch)

@@ -3,8 +3,8 @@
 ``--core`` (make test) takes of each test's parameters a few combinations in place of the product:
 each value of each parameter, and each pair of values of two parameters, at least once. That is
 where faults of parametrised code are: one wrong value, or two that do not go together. The rest of
-the product, and what :data:`FULL` names, is the full tier (make test-all), which is what pytest runs
-unless it is told otherwise.
+the product is the full tier (make test-all), which is also what pytest runs unless it is told
+otherwise. :data:`CORE` says for which tests it is more or less than pairs, and why.
 
 A test is named by its file, and where that is too wide by "file::test"; the narrower name counts.
 """
@@ -14,38 +14,84 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import pytest
 
-# In core, not pairs but each value once: what is slow to simulate or to compile, and whose
-# parameters meet in code that other tests take in pairs.
-ONCE: dict[str, str] = {}
+Entry = TypeVar("Entry")
+NONE, EACH_VALUE, PAIRS = 0, 1, 2
 
-# In core as they are, all combinations: those whose parameters meet by more than two.
-WHOLE: dict[str, str] = {}
 
-# Not in core at all, and why.
-FULL: dict[str, str] = {}
+class Rule(NamedTuple):
+    """How many parameters are combined in core, and why."""
+
+    strength: int
+    reason: str
+
+
+_SIMULATED = "simulated: every compiled shape once (in each test's own loop), by small problems"
+_TRACED = "seconds to trace or compile; the same numbers are tested in pairs without a graph"
+_OPCHECK = "seconds each, and what it looks at does not depend on the sizes"
+
+CORE = {
+    "test_persistent_backward.py": Rule(EACH_VALUE, _SIMULATED),
+    "test_persistent_backward.py::test_gradients": Rule(PAIRS, "a kernel for each cell and type"),
+    "test_persistent_forward.py": Rule(EACH_VALUE, _SIMULATED),
+    "test_persistent_forward.py::test_forward": Rule(PAIRS, "a kernel for each cell and type"),
+    "test_both_directions.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "test_compile.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "test_ops.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "test_ops.py::test_opcheck_of_strided_operands": Rule(EACH_VALUE, _OPCHECK),
+    "test_ops.py::test_opcheck_of_half_types": Rule(EACH_VALUE, _OPCHECK),
+    "test_ops.py::test_opcheck_of_a_single_step": Rule(EACH_VALUE, _OPCHECK),
+    "test_cuda_marked.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "test_compile_options.py": Rule(EACH_VALUE, _TRACED),
+    "test_compile_options.py::test_inductor": Rule(NONE, "half a minute; test_compile.py has one"),
+    "test_compile.py": Rule(EACH_VALUE, _TRACED),
+    "test_export.py": Rule(EACH_VALUE, _TRACED),
+    "test_onnx_export.py": Rule(EACH_VALUE, _TRACED),
+    "test_transforms_options.py": Rule(EACH_VALUE, "gradients of gradients in float64"),
+    "test_native_math.py::test_within_three_units_in_the_last_place": Rule(
+        EACH_VALUE, "each function and each level; millions of numbers each"
+    ),
+    "test_triton_compile.py::test_no_kernel_spills": Rule(
+        NONE, "minutes for each GPU; test_each_kernel_fits_at_its_largest is for one"
+    ),
+    "test_examples_options.py::"
+    "test_long_range_dependencies_are_learned_by_lstm_and_gru_alone": Rule(
+        NONE, "trains three models; test_examples_options.py runs the same script briefly"
+    ),
+}
 
 # One at a time, without other tests beside them.
-APART: dict[str, str] = {}
+APART = {
+    "test_threads.py": "counts the threads that work",
+    "test_native_team.py": "wants every member of a team to be running",
+    "test_distributed.py": "starts processes that wait for each other",
+    "test_benchmarks.py": "judges whether the machine is quiet",
+    "test_options_benchmark.py": "runs timed loops",
+}
 
 
-def rule_of(item: pytest.Item, table: dict[str, str]) -> str | None:
-    """Return what a table says of a test: its reason, or None."""
+def entry(item: pytest.Item, table: dict[str, Entry]) -> Entry | None:
+    """Return what a table says of a test, or None."""
     file = Path(item.path).name
     name = getattr(item, "originalname", item.name)
     return table.get(f"{file}::{name}", table.get(file))
 
 
-def axes_of(items: list[pytest.Item]) -> list[tuple[int, ...]]:
-    """Return for each item the number of its value on each axis.
+def points_of(items: list[pytest.Item]) -> list[tuple[int, ...]]:
+    """Return for each item its value of each parameter, as the value's identity.
 
-    Parameters that always change together, as those of one ``parametrize`` do, are one axis.
+    Parameters that always change together are one. (``callspec.indices`` counts combinations.)
     """
-    names = sorted(items[0].callspec.indices)
-    columns = {tuple(item.callspec.indices[name] for item in items) for name in names}
-    return list(zip(*sorted(columns), strict=True)) if columns else [()] * len(items)
+    names = sorted(items[0].callspec.params)
+    columns = {}
+    for name in names:
+        numbers: dict[int, int] = {}
+        values = [id(item.callspec.params[name]) for item in items]
+        columns[tuple(numbers.setdefault(value, len(numbers)) for value in values)] = name
+    return list(zip(*columns, strict=True)) if columns else [()] * len(items)
 
 
 def covering(points: list[tuple[int, ...]], strength: int) -> list[int]:
@@ -75,6 +121,12 @@ def is_skipped(item: pytest.Item) -> bool:
     return any(conditions) or item.get_closest_marker("skip") is not None
 
 
+def strength_of(item: pytest.Item) -> int:
+    """Return how many parameters of a test are combined in core; NONE where it is not in core."""
+    rule = entry(item, CORE)
+    return PAIRS if rule is None else rule.strength
+
+
 def choose(items: list[pytest.Item], *, core: bool) -> set[pytest.Item]:
     """Return the items of a tier.
 
@@ -84,15 +136,14 @@ def choose(items: list[pytest.Item], *, core: bool) -> set[pytest.Item]:
     tests: dict[tuple[object, ...], list[pytest.Item]] = defaultdict(list)
     kept, skipped = set(), {}
     for item in items:
-        if core and rule_of(item, FULL) is not None:
-            continue
         if is_skipped(item):
             skipped.setdefault((item.parent, getattr(item, "originalname", item.name)), item)
-        elif not core or not hasattr(item, "callspec") or rule_of(item, WHOLE) is not None:
+        elif core and hasattr(item, "callspec"):
+            tests[(item.parent, item.originalname, *sorted(item.callspec.params))].append(item)
+        elif not core or strength_of(item) > NONE:
             kept.add(item)
-        else:
-            tests[(item.parent, item.originalname, *sorted(item.callspec.indices))].append(item)
     for group in tests.values():
-        strength = 2 if rule_of(group[0], ONCE) is None else 1
-        kept.update(group[i] for i in covering(axes_of(group), strength))
+        strength = strength_of(group[0])
+        if strength > NONE:
+            kept.update(group[i] for i in covering(points_of(group), strength))
     return kept | set(skipped.values())

@@ -1,7 +1,8 @@
 """Compile the Triton kernels for a GPU that need not be there, and say what they take of it.
 
 ``python -m tests.triton_table 90`` prints a table for sm_90; ``90 largest`` leaves it at the
-kernels that take the most, those of whole sequences at their largest size. What is compiled is
+kernels that take the most, those of whole sequences at their largest size; ``90 each float16`` at
+each kernel of a type, at its largest size. What is compiled is
 what the backend launches: its own calls are caught, with arguments and options, just before they
 would be launched.
 """
@@ -172,25 +173,29 @@ def sizes(cell: str, dtype: torch.dtype) -> list[int]:
     return [*found, largest - 1] if found else []
 
 
-def table(arch: int, largest: bool = False) -> Iterator[Row]:
-    """Yield a row for every kernel at the sizes that the backend takes it for."""
+def table(arch: int, part: str = "all", only: str | None = None) -> Iterator[Row]:
+    """Yield a row for every kernel at the sizes that the backend takes it for, or for a part."""
     # The interpreter's shortcoming is not the compiler's.
     triton_whole.MISINTERPRETED.clear()
+    first = {"all": 0, "largest": -2, "each": -2}[part]
+    last = -1 if part == "each" else None
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        if only not in (None, str(dtype).removeprefix("torch.")):
+            continue
         for cell in CELLS:
-            for H in sizes(cell, dtype)[-2 if largest else 0 :]:
+            for H in sizes(cell, dtype)[first:last]:
                 for launch in launches(cell, dtype, H, whole=True):
                     yield measured(launch, arch, cell, dtype, H)
-            if not largest:
+            if part != "largest":
                 for launch in launches(cell, dtype, 64, whole=False):
                     yield measured(launch, arch, cell, dtype, 64)
-        for launch in () if largest else projected(dtype):
+        for launch in () if part == "largest" else projected(dtype):
             yield measured(launch, arch, "lstm", dtype, 64)
 
 
 def main() -> None:
     """Print the table for the GPU on the command line, a row of JSON on each line."""
-    for row in table(int(sys.argv[1]), largest="largest" in sys.argv[2:]):
+    for row in table(int(sys.argv[1]), *sys.argv[2:]):
         print(json.dumps(row), flush=True)
 
 

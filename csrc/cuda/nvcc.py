@@ -11,12 +11,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 INCLUDE = str(ROOT / "csrc")
 FLAGS = ("-std=c++17", "-O3", f"-I{INCLUDE}")
 WERROR = ("-Werror", "all-warnings")
@@ -26,6 +28,13 @@ HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-p
 OLDEST_RELEASE = (12, 0)
 # Persistent kernels, which are large and for sm_80 and newer: compiled for no more than needed.
 LARGE_SOURCES = ("persistent_forward", "persistent_backward", "floor")
+# What takes longest comes first.
+SOURCES = sorted(
+    (ROOT / "csrc" / "cuda").glob("*.cu"),
+    key=lambda path: (LARGE_SOURCES.index(path.stem) if path.stem in LARGE_SOURCES else 9, path),
+)
+# What was compiled, for the module or for the check of resources alike.
+CACHE = ROOT / "build" / "cuda"
 # GPUs of boards on which no code for another GPU of the generation runs, nor theirs elsewhere.
 TEGRA = (72, 87, 101)
 LAUNCHERS = ("ccache", "sccache", "distcc")
@@ -170,33 +179,64 @@ def digest(command: Iterable[str], files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def compile_objects(directory: Path, *, werror: bool = False) -> list[Path]:
-    """Compile every kernel into ``directory`` unless nothing has changed; return the objects.
+class Object(NamedTuple):
+    """A source compiled for some GPUs, and what ptxas said of its kernels."""
+
+    path: Path
+    report: str
+
+
+def compile_object(
+    source: Path,
+    targets: list[Architecture],
+    toolkit: Toolkit,
+    *,
+    werror: bool = False,
+    threads: int = 1,
+    directory: Path = CACHE,
+) -> Object:
+    """Compile a source, unless it has been already and nothing has changed since."""
+    host = ",".join((*HOST_FLAGS, "-Werror") if werror else HOST_FLAGS)
+    flags = [*FLAGS, *host_compiler(), "-Xcompiler", host, *(WERROR if werror else ())]
+    gencode = [flag for target in targets for flag in target.gencode()]
+    command = [toolkit.nvcc, *flags, "-Xptxas", "-v", *gencode, "-c", str(source)]
+    state = digest([toolkit.release, *command], inputs(source))
+    names = "-".join(target.number + "p" * target.ptx for target in targets)
+    output = directory / f"{source.stem}.{names}.o"
+    record = output.with_suffix(".txt")
+    known = record.read_text() if output.exists() and record.exists() else ""
+    if not known.startswith(state):
+        directory.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)  # it must not vouch for what an interruption leaves
+        begin = time.monotonic()
+        report = _output([*command, "--threads", str(threads), "-o", str(output)])
+        seconds = time.monotonic() - begin
+        known = state + "\n" + report
+        record.write_text(known)
+        print(f"  {source.name} for {', '.join(t.number for t in targets)}: {seconds:.0f} s")
+        sys.stdout.flush()
+    return Object(output, known)
+
+
+def compile_objects(directory: Path = CACHE, *, werror: bool = False) -> list[Path]:
+    """Compile every kernel, several sources at a time; return the objects.
 
     The architectures are those of TORCH_CUDA_ARCH_LIST, the jobs at most MAX_JOBS.
     """
     toolkit = find_toolkit()
     targets = architectures(os.environ.get("TORCH_CUDA_ARCH_LIST"), toolkit)
-    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-    host = ",".join((*HOST_FLAGS, "-Werror") if werror else HOST_FLAGS)
-    flags = [*FLAGS, *host_compiler(), "-Xcompiler", host, *(WERROR if werror else ())]
-    directory.mkdir(parents=True, exist_ok=True)
-    objects = []
-    for source in SOURCES:
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    # The large ones take as long as all others together, so they share the cores.
+    threads = max(1, jobs // len(LARGE_SOURCES))
+
+    def compiled(source: Path) -> Path:
         mine = targets_of(source, targets)
-        gencode = [flag for target in mine for flag in target.gencode()]
-        command = [toolkit.nvcc, *flags, *gencode, "-c", str(source)]
-        output = directory / f"{source.stem}.cuda.o"
-        record = output.with_suffix(".sha256")
-        state = digest([toolkit.release, *command], inputs(source))
-        if not (output.exists() and record.exists() and record.read_text() == state):
-            names = ", ".join(f"sm_{target.number}" for target in mine)
-            print(f"compiling {source.name} for {names}", flush=True)
-            record.unlink(missing_ok=True)  # it must not vouch for what an interruption leaves
-            _output([*command, "--threads", jobs, "-o", str(output)])
-            record.write_text(state)
-        objects.append(output)
-    return objects
+        return compile_object(
+            source, mine, toolkit, werror=werror, threads=threads, directory=directory
+        ).path
+
+    with ThreadPoolExecutor(min(jobs, len(SOURCES))) as pool:
+        return list(pool.map(compiled, SOURCES))
 
 
 def _output(command: list[str]) -> str:

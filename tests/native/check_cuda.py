@@ -1,15 +1,16 @@
-"""Compiles every kernel for every architecture, no GPU needed, and says what each kernel takes.
+"""Compiles every kernel, no GPU needed, and says what each takes of one.
 
-    python -m tests.native.check_cuda [--renew]
+    python -m tests.native.check_cuda [--all] [--renew]
 
-Warnings are errors. The table of registers, shared memory, stack frames and spills is compared with
-csrc/cuda/resources.txt (--renew writes it anew instead). Without nvcc there is nothing to check.
+For one GPU of each kind of code path, or for all. Warnings are errors. The table of registers,
+shared memory, stack frames and spills is compared with csrc/cuda/resources.txt (--renew writes it
+anew instead). Without nvcc there is nothing to check.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,29 +23,14 @@ from . import resources
 from .resources import Table, Usage
 
 ARCHITECTURES = ("75", "80", "86", "89", "90a", "100", "120")
+# Asynchronous copies and no clusters; clusters; clusters and less shared memory.
+KINDS = ("80", "90a", "120")
 COMMITTED = ROOT / "csrc" / "cuda" / "resources.txt"
-CACHE = ROOT / "build" / "check_cuda"
 
 
 def measure(source: Path, number: str, toolkit: Toolkit) -> dict[str, Usage]:
     """Compile a source for one architecture, unless nothing has changed; return usage by name."""
-    command = [toolkit.nvcc, *nvcc.FLAGS, *nvcc.WERROR, "-Xptxas", "-v"]
-    command += ["-cubin", f"-arch=sm_{number}", str(source)]
-    record = CACHE / f"{source.stem}.sm_{number}.txt"
-    state = nvcc.digest([toolkit.release, *command], nvcc.inputs(source))
-    known = record.read_text() if record.exists() else ""
-    if not known.startswith(state):
-        begin = time.monotonic()
-        run = subprocess.run(
-            [*command, "-o", str(record.with_suffix(".cubin"))], capture_output=True, text=True
-        )
-        report = run.stdout + run.stderr
-        if run.returncode != 0:
-            raise CudaBuildError(f"{source.name} does not compile for sm_{number}:\n{report}")
-        known = state + "\n" + report
-        record.write_text(known)
-        seconds = time.monotonic() - begin
-        print(f"  {source.name} for sm_{number}: {seconds:.0f} s", flush=True)
+    known = nvcc.compile_object(source, [Architecture(number)], toolkit, werror=True).report
     usage = resources.parse_ptxas(known)
     names = resources.readable(usage)
     if len(set(names.values())) != len(names):
@@ -55,13 +41,12 @@ def measure(source: Path, number: str, toolkit: Toolkit) -> dict[str, Usage]:
 
 
 def measure_all(toolkit: Toolkit, numbers: list[str]) -> Table:
-    """Return the table of all kernels, two compilers at a time."""
-    CACHE.mkdir(parents=True, exist_ok=True)
+    """Return the table of all kernels, a compiler on each core."""
     every = [Architecture(number) for number in numbers]
     work = [(source, a.number) for source in SOURCES for a in nvcc.targets_of(source, every)]
     work.sort(key=lambda unit: unit[0].stem not in nvcc.LARGE_SOURCES)  # the long ones first
     table: Table = {}
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda unit: measure(*unit, toolkit), work)
         for (_, number), usage in zip(work, found, strict=True):
             for kernel, used in usage.items():
@@ -97,8 +82,10 @@ def judge(table: Table, release: str) -> bool:
 def main(arguments: list[str]) -> int:
     """Check, or renew the table; return the exit status."""
     parser = argparse.ArgumentParser(prog="check_cuda", description=__doc__)
-    parser.add_argument("--renew", action="store_true", help="write the table anew")
-    renew = parser.parse_args(arguments).renew
+    parser.add_argument("--all", action="store_true", help="for every GPU, not one of each kind")
+    parser.add_argument("--renew", action="store_true", help="write the table anew, for every GPU")
+    given = parser.parse_args(arguments)
+    renew, wanted = given.renew, ARCHITECTURES if given.all or given.renew else KINDS
     try:
         nvcc.find_nvcc()
     except CudaBuildError as reason:
@@ -107,9 +94,9 @@ def main(arguments: list[str]) -> int:
     begin = time.monotonic()
     try:
         toolkit = nvcc.find_toolkit()
-        known = [n for n in ARCHITECTURES if n.rstrip("a") in toolkit.numbers]
-        if len(known) < len(ARCHITECTURES):
-            missing = ", ".join(f"sm_{n}" for n in ARCHITECTURES if n not in known)
+        known = [n for n in wanted if n.rstrip("a") in toolkit.numbers]
+        if len(known) < len(wanted):
+            missing = ", ".join(f"sm_{n}" for n in wanted if n not in known)
             print(f"nvcc {toolkit.release} does not know {missing}: not checked.")
         table = measure_all(toolkit, known)
     except CudaBuildError as reason:

@@ -17,7 +17,17 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .build import LEVELS, NATIVE, ROOT, Target, UnbuildableError, Unit, build, compiler, shipped_flags
+from .build import (
+    LEVELS,
+    NATIVE,
+    ROOT,
+    Target,
+    UnbuildableError,
+    Unit,
+    build,
+    compiler,
+    shipped_flags,
+)
 from .simt import library as simt
 
 CPU = ROOT / "csrc" / "cpu"
