@@ -43,7 +43,7 @@ OLDEST_TRITON := triton==3.6.0 numpy==2.3.5
 PYTEST = $(PYTHON) -m pytest $$($(PYTHON) -c "import xdist" 2> /dev/null && \
            echo -n $(JOBS) --dist worksteal)
 
-.PHONY: demo test test-all test-libraries bench lint format sanitize mutants coverage check-cuda \
+.PHONY: demo test test-all test-libraries bench lint format sanitize mutants check-cuda \
         check-triton cuda build clean check-system force
 
 demo: build

@@ -157,11 +157,14 @@ def test_what_has_not_changed_is_not_compiled_again(fake_nvcc, monkeypatch, tmp_
     assert nvcc.compile_objects(tmp_path / "out") == objects
     assert len(fake_nvcc()) == once
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    nvcc.compile_objects(tmp_path / "out")
+    others = nvcc.compile_objects(tmp_path / "out")
     assert len(fake_nvcc()) == 2 * once
     assert "code=sm_90 -c" in fake_nvcc()[-1]
-    objects[0].unlink()
-    nvcc.compile_objects(tmp_path / "out")
+    others[0].unlink()
+    assert nvcc.compile_objects(tmp_path / "out") == others
+    assert len(fake_nvcc()) == 2 * once + 1
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    assert nvcc.compile_objects(tmp_path / "out") == objects  # kept beside the others
     assert len(fake_nvcc()) == 2 * once + 1
 
 
