@@ -45,7 +45,7 @@ import pytest
 
 @pytest.mark.parametrize("a", range(6))
 @pytest.mark.parametrize("b", range(4))
-@pytest.mark.parametrize("c", [0, 1, pytest.param(2, marks=pytest.mark.skip(reason="no such thing"))])
+@pytest.mark.parametrize("c", [0, 1, pytest.param(2, marks=pytest.mark.skip(reason="none"))])
 def test_product(a, b, c):
     pass
 
