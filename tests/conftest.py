@@ -47,6 +47,14 @@ KERNELS = [
     native,
     *(b for b in BACKENDS.values() if b not in (native, reference) and not b.available()),
 ]
+# By name; skipped by a mark where it cannot run, so that the core tier knows (tiers.py).
+EACH_BACKEND = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(b.available() is not None, reason=f"{name}: {b.available()}"),
+    )
+    for name, b in BACKENDS.items()
+]
 
 
 def pytest_addoption(parser):

@@ -4,20 +4,17 @@ import copy
 
 import pytest
 import torch
+from conftest import EACH_BACKEND
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from twins import CELLS, CONFIGURED, LAYERS, assert_same, leaves, outcome, sequences, states, twins
 
 import fused_rnn
-from fused_rnn.backends import BACKENDS
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=EACH_BACKEND)
 def chosen(request):
     """Each backend by name, so that nothing else can have run."""
-    reason = BACKENDS[request.param].available()
-    if reason is not None:
-        pytest.skip(reason)
     with fused_rnn.use_backend(request.param):
         yield request.param
 

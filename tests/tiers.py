@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import pytest
 
 Entry = TypeVar("Entry")
-NONE, EACH_VALUE, PAIRS = 0, 1, 2
+NONE, EACH_VALUE, PAIRS, ALL = 0, 1, 2, 99
 
 
 class Rule(NamedTuple):
@@ -31,6 +31,7 @@ class Rule(NamedTuple):
 
 _SIMULATED = "simulated: every compiled shape once (in each test's own loop), by small problems"
 _TRACED = "seconds to trace or compile; the same numbers are tested in pairs without a graph"
+_LATE = "what cannot be is skipped as it runs, and would take pairs from what can (use marks)"
 _OPCHECK = "seconds each, and what it looks at does not depend on the sizes"
 
 CORE = {
@@ -38,6 +39,10 @@ CORE = {
     "test_persistent_backward.py::test_gradients": Rule(PAIRS, "a kernel for each cell and type"),
     "test_persistent_forward.py": Rule(EACH_VALUE, _SIMULATED),
     "test_persistent_forward.py::test_forward": Rule(PAIRS, "a kernel for each cell and type"),
+    "test_cells.py::test_step_is_that_of_torch": Rule(ALL, _LATE),
+    "test_both_directions.py::test_one_after_the_other_where_the_launch_is_refused": Rule(
+        ALL, _LATE
+    ),
     "test_both_directions.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
     "test_compile.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
     "test_ops.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
