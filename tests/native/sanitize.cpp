@@ -190,10 +190,17 @@ void check_callers(const cpu::Level& level) {
 
 }  // namespace
 
-int run(bool only_teams) {
+// `only`: the level to run; null: all.
+int run(bool only_teams, const char* only) {
   for (const cpu::Level* const level : kLevels) {
+    if (only != nullptr && std::strcmp(only, level->name) != 0) {
+      continue;
+    }
     if (const char* const missing = lacks(level->name)) {
       std::printf("%s left out: %s\n", level->name, missing);
+      if (only != nullptr) {
+        return 0;
+      }
       continue;
     }
 #define FUSED_RNN_CHECK(type, stored, compute)                       \
@@ -215,5 +222,6 @@ int run(bool only_teams) {
 }  // namespace fused_rnn
 
 int main(int argc, char** argv) {
-  return fused_rnn::bench::run(argc > 1 && std::strcmp(argv[1], "teams") == 0);
+  const bool teams = argc > 1 && std::strcmp(argv[1], "teams") == 0;
+  return fused_rnn::bench::run(teams, argc > 1 && !teams ? argv[1] : nullptr);
 }

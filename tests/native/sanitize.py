@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,21 +40,24 @@ class Build(NamedTuple):
     flags: tuple[str, ...]
     level_flags: tuple[str, ...]
     levels: tuple[str, ...]
-    arguments: tuple[str, ...]
+    runs: tuple[tuple[str, ...], ...]  # the arguments of each; they run side by side
 
 
 BUILDS = {
     # The levels at -O0: four times as fast to compile as at -O1, and nothing is optimised away
     # before it is checked.
     "address": Build(
-        ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ("-O0",), tuple(LEVELS), ()
+        ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        ("-O0",),
+        tuple(LEVELS),
+        tuple((level,) for level in LEVELS),
     ),
     # Neither the element type nor the registers make a difference to what threads share.
     "thread": Build(
         ("-fsanitize=thread", "-include", str(NATIVE / "float_only.h"), "-Wno-switch"),
         ("-O1",),
         ("portable",),
-        ("teams",),
+        (("teams",),),
     ),
 }
 
@@ -116,12 +120,18 @@ def in_python() -> dict[str, str]:
 PROGRAMS = {**dict.fromkeys(BUILDS, build_scans), "cuda": build_gates}
 
 
-def run(name: str) -> bool:
-    """Build and run one program; return whether all is well."""
-    begin = time.monotonic()
-    print(f"{name}: compiling ...", flush=True)
+class Run(NamedTuple):
+    """A command, and the environment it needs beside this one's."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def runs_of(name: str) -> list[Run]:
+    """Build what a name stands for; return what is to be run."""
     # A first report ends the program: what comes after it may be its consequence.
-    environment = os.environ | {
+    environment = {
         "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_init_order=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1",
@@ -129,15 +139,29 @@ def run(name: str) -> bool:
     if name == PERSISTENT:
         # A report goes past Python to the real standard error, and says no test's name.
         shown = ("-vv", "--capture=sys", "-p", "no:faulthandler")
-        command = [sys.executable, "-m", "pytest", *shown, *TESTS, "-k", f"not {REPEATED}"]
-        environment |= in_python()
-    else:
-        command = [PROGRAMS[name](name), *(BUILDS[name].arguments if name in BUILDS else ())]
-    print(f"{name}: running ...", flush=True)
-    status = subprocess.run(command, env=environment, cwd=ROOT).returncode
-    verdict = "nothing found" if status == 0 else f"FAILED (status {status})"
-    print(f"{name}: {verdict}, {time.monotonic() - begin:.0f} s", flush=True)
-    return status == 0
+        command = (sys.executable, "-m", "pytest", *shown, *TESTS, "-k", f"not {REPEATED}")
+        return [Run(name, command, environment | in_python())]
+    print(f"{name}: compiling ...", flush=True)
+    program = str(PROGRAMS[name](name))
+    given = BUILDS[name].runs if name in BUILDS else ((),)
+    return [Run(" ".join((name, *more)), (program, *more), environment) for more in given]
+
+
+def run(what: Run) -> bool:
+    """Run a program to its end, say what it said, and return whether all is well."""
+    begin = time.monotonic()
+    done = subprocess.run(
+        what.command,
+        env=os.environ | what.environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    verdict = "nothing found" if done.returncode == 0 else f"FAILED (status {done.returncode})"
+    seconds = time.monotonic() - begin
+    print(f"{done.stdout}{what.name}: {verdict}, {seconds:.0f} s", flush=True)
+    return done.returncode == 0
 
 
 def main(names: list[str]) -> int:
@@ -148,10 +172,13 @@ def main(names: list[str]) -> int:
         print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         return 2
     try:
-        return 0 if all([run(name) for name in names or PROGRAMS]) else 1
+        runs = [what for name in names or PROGRAMS for what in runs_of(name)]
     except UnbuildableError as reason:
         print(reason)
         return 1
+    print("running ...", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return 0 if all(list(pool.map(run, runs))) else 1
 
 
 if __name__ == "__main__":
