@@ -151,6 +151,30 @@ def test_results_and_gradients_are_those_of_stretches(backend, variant, name, wh
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_each_gradient_can_be_had_alone(backend, variant, reverse):
+    shape, lengths = SHAPES["odd"]
+    cut = cuts(shape, lengths, (True, True))
+    inputs, anew, of = scanned(variant, shape, *cut, reverse)
+    operands = [*inputs, *anew]
+    every = [k for k, t in enumerate(operands) if t is not None]
+
+    def gradients(wanted):
+        given = [t if t is None else t.detach() for t in operands]
+        for k in wanted:
+            given[k].requires_grad_()
+        found = node.scan(
+            backend, variant[0], Inputs(*given[:8]), Marked(of, *given[8:]), reverse, True
+        )
+        total = sum(r.pow(2).sum() for r in present(found) if r.requires_grad)
+        return torch.autograd.grad(total, [given[k] for k in wanted])
+
+    together = dict(zip(every, gradients(every), strict=True))
+    for k in every:
+        torch.testing.assert_close(gradients([k])[0], together[k])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_other_dtypes(backend, variant, dtype):
     shape, lengths = SHAPES["odd"]

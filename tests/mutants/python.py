@@ -87,7 +87,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/autograd.py",
         "if recompute and backend is not reference:",
         "if not recompute and backend is not reference:",
-        ("tests/test_autograd.py",),
+        ("tests/test_options.py", "tests/test_autograd.py"),
     ),
     Mutant(
         "py-autograd-strided-gradient",
