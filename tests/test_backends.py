@@ -324,3 +324,13 @@ def test_problems_say_what_is_being_run(table):
         Problem("lstm", device, double, 5, 3, 2, 4, 2, True, True, None),
         Problem("gru", device, torch.float32, 1, 7, 3, 4, 0, False, False, None),
     ]
+
+
+def test_a_frozen_layer_above_a_trained_one_is_asked_to_go_back(table):
+    kernel = Kernel("kernel")
+    table(kernel)
+    layer = fused_rnn.GRU(3, 4, 3)
+    layer.requires_grad_(False)
+    layer.weight_hh_l1.requires_grad_()
+    layer(torch.randn(5, 2, 3))
+    assert [problem.training for problem in kernel.asked] == [False, True, True]
