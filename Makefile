@@ -41,9 +41,9 @@ OLDEST_TRITON := triton==3.6.0 numpy==2.3.5
 
 # Side by side where pytest-xdist is installed.
 PYTEST = $(PYTHON) -m pytest $$($(PYTHON) -c "import xdist" 2> /dev/null && \
-           echo -n $(JOBS) --dist worksteal)
+           printf '%s ' -n $(JOBS) --dist worksteal)
 
-.PHONY: demo test test-all test-libraries bench lint format sanitize mutants check-cuda \
+.PHONY: demo test test-all test-libraries bench lint format sanitize mutants coverage check-cuda \
         check-triton cuda build clean check-system force
 
 demo: build
@@ -64,6 +64,17 @@ test-libraries: build
 # Seeded faults, and which of them the core tier does not notice.
 mutants: test-libraries
 	$(PYTHON) -m tests.mutants $(ARGS)
+
+# Branches of fused_rnn/ and lines of csrc/ that a tier reaches (TIER= for the full one), of the last
+# commit, in a clone whose C++ is compiled for it.
+TIER ?= --core
+COVERED := build/coverage
+coverage: $(READY)
+	rm -rf $(COVERED) && git clone -q . $(COVERED) && ln -s ../../.venv $(COVERED)/.venv
+	cd $(COVERED) && export PYTHONPATH=$$PWD FUSED_RNN_CXXFLAGS="--coverage -fprofile-update=atomic" && \
+	  $(PYTHON) setup.py -q build_ext --inplace > log.txt 2>&1 && \
+	  $(PYTEST) $(TIER) --cov=fused_rnn --cov-branch --cov-report=term $(ARGS) && \
+	  $(TOOLS)gcovr --filter csrc/ --gcov-ignore-errors all -s
 
 bench: build
 	$(PYTHON) -m benchmarks $(ARGS)

@@ -24,6 +24,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 NATIVE = Path(__file__).parent
 CACHE = ROOT / "build" / "native"
+# As setup.py takes them: --coverage, say.
+MORE = tuple(os.environ.get("FUSED_RNN_CXXFLAGS", "").split())
 
 # What csrc/cpu/level_*.h say: the level's target, None for the compiler's own, and its registers.
 LEVELS: dict[str, tuple[str | None, int]] = {"portable": (None, 16)}
@@ -102,10 +104,11 @@ def _build(output: Path, command: list[str], inputs: Callable[[], Iterable[str]]
 
 
 def _compile(unit: Unit, report: Callable[[str], None]) -> Path:
-    flags = hashlib.sha256("\0".join([str(unit.source), *unit.flags]).encode()).hexdigest()[:12]
+    key = "\0".join([str(unit.source), *unit.flags, *MORE])
+    flags = hashlib.sha256(key.encode()).hexdigest()[:12]
     output = CACHE / "objects" / f"{unit.source.stem}-{flags}.o"
     dependencies = output.with_suffix(".d")
-    command = [*compiler(), *unit.flags, "-MMD", "-MF", str(dependencies)]
+    command = [*compiler(), *unit.flags, *MORE, "-MMD", "-MF", str(dependencies)]
     command += ["-c", str(unit.source), "-o", str(output)]
 
     def inputs() -> list[str]:
@@ -136,7 +139,7 @@ def build(*targets: Target, report: Callable[[str], None] = lambda line: None) -
         for target in targets:
             linked = [str(objects[unit]) for unit in target.units]
             linked += map(str, target.libraries)
-            command = [*compiler(), *linked, *target.link_flags, "-o", str(target.path)]
+            command = [*compiler(), *linked, *target.link_flags, *MORE, "-o", str(target.path)]
             _build(target.path, command, lambda linked=linked: linked)
         return targets[-1].path
 
