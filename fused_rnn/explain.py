@@ -149,17 +149,8 @@ def _watch(
 
 
 def _settled(entries: list[Record]) -> list[Record]:
-    """Correct what was chosen before torch.nn took over, which runs a call whole or not at all."""
-    whole = [e for e in entries if e.problem is None]
-    if whole or all(e.backend != TORCH for e in entries):
-        return whole or entries
-    reason = "torch.nn runs all layers or none, and another one needs it"
-    return [
-        e
-        if e.backend == TORCH
-        else e._replace(backend=TORCH, refusals={**e.refusals, e.backend: reason})
-        for e in entries
-    ]
+    """Leave out what was chosen before torch.nn took over, which runs a call whole."""
+    return [e for e in entries if e.problem is None] or entries
 
 
 def _row(name: str, entry: Record) -> Row:

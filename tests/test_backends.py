@@ -334,3 +334,9 @@ def test_a_frozen_layer_above_a_trained_one_is_asked_to_go_back(table):
     layer.weight_hh_l0.requires_grad_()
     layer(torch.randn(5, 2, 3))
     assert [problem.training for problem in kernel.asked] == [True, True]
+
+
+def test_states_of_every_step_are_not_torchs_to_give(table):
+    table(Kernel("picky", refuses=lambda problem: "never"))
+    assert select(PROBLEM).backend is None
+    assert select(PROBLEM._replace(states=True)).backend is reference

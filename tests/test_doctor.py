@@ -163,6 +163,14 @@ def test_not_finite(examine: Callable[..., Any]) -> None:
     assert found["checks"][0]["forward"] is None
 
 
+def test_not_finite_in_one_of_several_problems(examine: Callable[..., Any]) -> None:
+    def forward(cell: str, inputs: Inputs, batch_sizes: Tensor | None, *args: Any) -> Any:
+        factor = float("nan") if batch_sizes is None and inputs.w_hr is None else 1.0
+        return scaled_forward(factor)(cell, inputs, batch_sizes, *args)
+
+    assert examine(backend(forward=forward))[0] == 1
+
+
 def test_raising_and_refusing(
     examine: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,6 +114,14 @@ MISTAKES = {
         {"input": z(5, 3), "batch_sizes": torch.tensor([2, 3])},
         "never increase",
     ),
+    "batch_sizes that end with none": (
+        {"input": z(5, 3), "batch_sizes": torch.tensor([3, 2, 0])},
+        "should be positive",
+    ),
+    "batch_sizes of too few rows": (
+        {"input": z(5, 3), "batch_sizes": torch.tensor([2, 2, 2])},
+        "add up to 6, but the packed data has 5 rows",
+    ),
     "batch_sizes of another dtype": (
         {"input": z(5, 3), "batch_sizes": torch.tensor([3, 2], dtype=torch.int32)},
         "1-D int64 tensor on the CPU",

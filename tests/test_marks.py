@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +70,18 @@ def test_marks_say_where_states_come_from(name, which, reverse):
     found = marks.mark(lengths, resets, shape.T, shape.N, reverse, torch.empty(0))
     assert torch.equal(found, expected)
     assert found.dtype == torch.uint8
+
+
+def test_marks_are_numbered_as_in_the_kernels():
+    header = (Path(fused_rnn.__file__).parents[1] / "csrc" / "cuda" / "steps.h").read_text()
+    body = header[header.index("enum class Mark") :].split("};")[0]
+    names = re.findall(r"^  k(\w+),", body, re.MULTILINE)
+    assert [names.index(name) for name in ("Dead", "GoesOn", "Begins", "Anew")] == [
+        DEAD,
+        GOES_ON,
+        BEGINS,
+        ANEW,
+    ]
 
 
 def oracle(cell, inputs, anew, shape, lengths, resets, reverse):

@@ -292,6 +292,15 @@ def test_states_of_the_lstm_cell(hx):
     assert_same_error(outcome(lambda: theirs(z(2, 3), hx)), outcome(lambda: ours(z(2, 3), hx)))
 
 
+@pytest.mark.parametrize("c", [z(()), z(4), z(1, 4, 4), z(1, 2, 4)], ids=lambda c: f"{c.dim()}-D")
+def test_a_cell_state_of_another_rank_for_unbatched_input(c):
+    theirs, ours = twins("LSTM", 3, 4)
+    states = z(1, 4), c
+    assert_same_error(
+        outcome(lambda: theirs(z(5, 3), states)), outcome(lambda: ours(z(5, 3), states))
+    )
+
+
 def test_an_unknown_nonlinearity_of_a_cell():
     theirs, ours = twins("RNNCell", 3, 4, nonlinearity="sigmoid")
     assert_same_error(outcome(lambda: theirs(z(2, 3))), outcome(lambda: ours(z(2, 3))))

@@ -360,6 +360,25 @@ def test_gates(layer, options, learned):
             below = torch.cat(outputs, -1)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gates_with_resets_alone_are_those_of_whole_lengths(layer):
+    module = make(layer, num_layers=2, bidirectional=True)
+    x, hx = example(module), states(module, N, torch.float64)
+    resets = torch.zeros(T, N, dtype=torch.bool)
+    resets[[0, 0, 3], [0, 2, 1]] = True  # before the first step is where the reverse ends
+    found = module.gates(x, hx, resets=resets)
+    whole = module.gates(x, hx, resets=resets, lengths=torch.full((N,), T))
+    torch.testing.assert_close(found, whole, rtol=0, atol=0)
+
+
+def test_a_learned_initial_state_is_for_each_sequence_of_a_packed_input():
+    module = make("LSTM", learn_initial_state=True)
+    packed = sequences((2, 1, 1, 1), I, enforce_sorted=True)
+    packed = packed._replace(data=packed.data.double())
+    given = tuple(s.expand(-1, 4, -1).contiguous() for s in (module.h0, module.c0))
+    torch.testing.assert_close(module(packed)[0].data, module(packed, given)[0].data)
+
+
 @pytest.mark.parametrize(
     ("layer", "names"),
     [

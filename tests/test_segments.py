@@ -133,6 +133,16 @@ def test_against_torch(layer, options, given, asked, backend, device):
     torch.testing.assert_close(found, correct)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_batch_that_lies_in_memory_sequence_by_sequence(layer):
+    module = getattr(fused_rnn, layer)(I, 4, batch_first=True).double()
+    x = torch.randn(N, T, I, dtype=torch.float64)
+    asked = {"lengths": torch.tensor(LENGTHS), "resets": resets_of().t()}
+    y, state = module(x, **asked)
+    other = x.transpose(0, 1).contiguous().transpose(0, 1)  # step by step
+    torch.testing.assert_close(module(other, **asked), (y, state), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one-way", "both-ways"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_resets_to_a_learned_state(layer, bidirectional):

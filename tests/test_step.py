@@ -160,3 +160,11 @@ def test_equal_to_the_functional_cell():
     output, state = module.step(x, (h, c))
     expected = functional.lstm_cell(x, (h[0], c[0]), *module.parameters())
     torch.testing.assert_close((output, state[1][0]), expected, rtol=0, atol=0)
+
+
+def test_an_unbatched_step_of_a_projection_with_the_batch_first():
+    module = fused_rnn.LSTM(I, H, proj_size=2, batch_first=True).double()
+    x = torch.randn(T, I, dtype=torch.float64)
+    output, state = run_steps(module, x, None)
+    expected, after = module(x)
+    torch.testing.assert_close((output, state), (expected, after))

@@ -475,13 +475,6 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/test_explain.py",),
     ),
     Mutant(
-        "py-explain-layers-by-torch",
-        "fused_rnn/explain.py",
-        "if whole or all(e.backend != TORCH for e in entries):",
-        "if True:",
-        ("tests/test_explain.py",),
-    ),
-    Mutant(
         "py-modules-lstm-of-one-state",
         "fused_rnn/modules.py",
         "if not isinstance(hx, (tuple, list)) or len(hx) != 2:",
@@ -507,7 +500,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/backends/__init__.py",
         "    name = _choice.get() or _environment\n    return _automatic",
         "    name = _environment or _choice.get()\n    return _automatic",
-        ("tests/test_backends.py",),
+        ("tests/test_import.py",),
     ),
     Mutant(
         "py-choice-not-restored",
