@@ -3,11 +3,12 @@
 import pytest
 import torch
 from conftest import TOLERANCES
-from operands import assert_near
+from operands import SMALL, assert_near, make_inputs, needing, present
 from torch.nn.utils.rnn import PackedSequence
 from twins import CONFIGURED, LAYERS, first, leaves, sequences, states
 
 import fused_rnn
+from fused_rnn import node
 from fused_rnn.cells import CELLS
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -169,3 +170,19 @@ def test_a_device_that_autocast_does_not_know(layer):
     with torch.autocast("cpu", torch.bfloat16):
         y, *_ = leaves(module(torch.randn(5, 2, 3, device="meta")))
     assert (y.shape, y.dtype, y.device.type) == ((5, 2, 4), torch.float32, "meta")
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_node_takes_no_notice_of_it(backend):
+    inputs, _ = make_inputs(("gru", False), SMALL, torch.float32)
+
+    def run():
+        operands = needing(inputs)
+        y, h_n, *_ = node.scan(backend, "gru", operands, None, False, True)
+        of = present(operands)
+        return y, h_n, *torch.autograd.grad(y.sum() + h_n.sum(), of, create_graph=True)
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -11,6 +11,8 @@ from twins import CELLS, LAYERS, MODULES, assert_same, example, leaves, sequence
 import fused_rnn
 from fused_rnn import backends
 from fused_rnn.backends import BACKENDS, TORCH, Problem, record, reference, select, transforms
+from fused_rnn.checks import Stack
+from fused_rnn.compiled import choose_in_graph
 
 PROBLEM = Problem("lstm", torch.device("cpu"), torch.float32, 5, 2, 3, 4, 0, False, False, None)
 NATIVE = BACKENDS["native"].available()
@@ -340,3 +342,12 @@ def test_states_of_every_step_are_not_torchs_to_give(table):
     table(Kernel("picky", refuses=lambda problem: "never"))
     assert select(PROBLEM).backend is None
     assert select(PROBLEM._replace(states=True)).backend is reference
+
+
+def test_a_graph_asks_with_the_width_of_each_layer(table):
+    kernel = Kernel("kernel")
+    table(kernel)
+    layer = fused_rnn.GRU(3, 4, 3, bidirectional=True)
+    stack = Stack.of("gru", layer.all_weights, bidirectional=True)
+    choose_in_graph(stack, torch.randn(5, 2, 3), None, None, layer.all_weights)
+    assert [problem.I for problem in kernel.asked] == [3, 8]  # the third layer is as the second

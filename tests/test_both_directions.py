@@ -23,7 +23,7 @@ from test_persistent_path import KB, STEP_BY_STEP, Bench, dtype, variant  # noqa
 from torch.library import opcheck
 
 from fused_rnn import autograd
-from fused_rnn.backends import Inputs, native_fakes, reference
+from fused_rnn.backends import Inputs, Problem, native_fakes, native_plan, reference
 
 # As in test_persistent_path, with room for both.
 BENCHES = {
@@ -142,6 +142,26 @@ def test_the_plan_is_the_one_meant(ops, bench, shape, variant, dtype):  # noqa: 
         assert meant in said
         if meant or not said.startswith(STEP_BY_STEP):
             assert said.startswith("persistent, both directions in one launch, each ")
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_the_backend_asks_for_the_plans_there_are(ops, shape, variant, training, monkeypatch):  # noqa: F811
+    cell, _ = variant
+    monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", ops.persistent_plan, raising=False)
+    native_plan._has_plan.cache_clear()
+    sizes = shape.T, shape.N, 3, shape.H, 0
+    problem = Problem(cell, torch.device("cpu"), torch.float32, *sizes, False, training, None)
+    like, passes = torch.empty(0), (False, True)[: 1 + training]
+    plans = [
+        ops.persistent_plan(like, cell, shape.T, shape.N, shape.H, 0, backward, training, 2)
+        for backward in passes
+    ]
+    assert native_plan.takes_both(problem) == any(p.startswith("persistent") for p in plans)
+    said = native_plan.words(problem, True)
+    for plan in plans:
+        assert plan in said or not plan.startswith("persistent")
+    native_plan._has_plan.cache_clear()
 
 
 def test_it_is_the_reference(kernel, shape, variant, dtype):  # noqa: F811

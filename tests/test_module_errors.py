@@ -314,6 +314,17 @@ def test_a_cell_without_its_weight(name):
     assert_same_error(theirs, ours)
 
 
+@pytest.mark.parametrize("parameter", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_with_a_parameter_of_another_size(name, parameter):
+    theirs, ours = twins(name, 3, 4)
+    for module in (theirs, ours):
+        wrong = getattr(module, parameter)[:-1].detach().clone()
+        setattr(module, parameter, torch.nn.Parameter(wrong))
+    theirs, ours = outcome(lambda: theirs(z(2, 3))), outcome(lambda: ours(z(2, 3)))
+    assert_same_error(theirs, ours)
+
+
 @pytest.mark.parametrize("backend", EACH_BACKEND)
 @pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
 def test_errors_are_the_same_under_a_chosen_backend(backend, name):

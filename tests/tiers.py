@@ -53,8 +53,6 @@ CORE = {
     "test_compile_options.py": Rule(EACH_VALUE, _TRACED),
     "test_compile_options.py::test_inductor": Rule(NONE, "half a minute; test_compile.py has one"),
     "test_compile.py": Rule(EACH_VALUE, _TRACED),
-    "test_export.py": Rule(EACH_VALUE, _TRACED),
-    "test_onnx_export.py": Rule(EACH_VALUE, _TRACED),
     "test_transforms_options.py": Rule(EACH_VALUE, "gradients of gradients in float64"),
     "test_native_math.py::test_within_three_units_in_the_last_place": Rule(
         EACH_VALUE, "each function and each level; millions of numbers each"

@@ -444,7 +444,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/checks.py",
         "if state.device != device or (state.dtype is not dtype and not any_dtype):",
         "if state.device != device:",
-        ("tests/test_module_errors.py", "tests/test_modules.py"),
+        ("tests/test_functional.py", "tests/test_module_errors.py"),
     ),
     Mutant(
         "py-convert-forward-of-instance",
