@@ -213,3 +213,14 @@ def test_tensor_subclasses_run_in_torch():
     torch.testing.assert_close(
         [t.as_subclass(torch.Tensor) for t in leaves(found)], leaves(layer(x))
     )
+
+
+def test_a_given_state_comes_before_the_one_to_begin_anew_with_where_torch_runs():
+    rows = nn.GRU(3, 4, dtype=torch.complex64).all_weights
+    x, hx, anew = (
+        torch.randn(*s, dtype=torch.complex64) for s in ((5, 2, 3), (1, 2, 4), (1, 1, 4))
+    )
+    expected = functional.gru(x, hx, rows)
+    torch.testing.assert_close(functional.gru(x, hx, rows, initial_state=anew), expected)
+    begun = functional.gru(x, None, rows, initial_state=anew)
+    torch.testing.assert_close(begun, functional.gru(x, anew.expand(1, 2, 4).contiguous(), rows))

@@ -188,6 +188,18 @@ def test_each_gradient_can_be_had_alone(backend, variant, reverse):
         torch.testing.assert_close(gradients([k])[0], together[k])
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_a_node_without_marks_makes_again_what_it_did_not_keep(variant, reverse):
+    inputs, _ = make_inputs(variant, SHAPES["odd"][0])
+    operands = needing(inputs)
+    gradients = []
+    for keep in (True, False):
+        y, h_n, *_ = node.scan("native", variant[0], operands, None, reverse, keep)
+        total = y.pow(2).sum() + h_n.sum()
+        gradients.append(torch.autograd.grad(total, present(operands)))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_other_dtypes(backend, variant, dtype):

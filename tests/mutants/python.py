@@ -354,6 +354,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "ragged, training, None, self.every_c)",
         "ragged, training, None, False)",
         ("tests/test_export.py", "tests/test_compile_options.py", "tests/test_marks.py"),
+        argued="only Triton refuses every step's c, and on no machine without a GPU does it run",
     ),
     Mutant(
         "py-compiled-recompute-keeps",
@@ -887,7 +888,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/node.py",
         "saved = backend.forward(cell, inputs, None, reverse, True)[3]",
         "saved = backend.forward(cell, inputs, None, False, True)[3]",
-        ("tests/test_compile.py", "tests/test_export.py"),
+        ("tests/test_marks.py", "tests/test_compile.py"),
     ),
     Mutant(
         "py-node-gradients-in-place-of-marks",
@@ -1062,7 +1063,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/functional.py",
         "if h0 is not None or h is None:",
         "if h is None:",
-        ("tests/test_transforms_options.py", "tests/test_options.py"),
+        ("tests/test_functional.py", "tests/test_options.py"),
     ),
     Mutant(
         "py-modules-unknown-nonlinearity",
