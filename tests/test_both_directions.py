@@ -164,6 +164,20 @@ def test_the_backend_asks_for_the_plans_there_are(ops, shape, variant, training,
     native_plan._has_plan.cache_clear()
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_a_plan_for_backward_alone_is_one_in_training(training, monkeypatch):
+    def plan(like, cell, T, N, H, P, backward, of_training, directions):
+        assert directions == 2
+        return "persistent" if backward else STEP_BY_STEP
+
+    monkeypatch.setenv("FUSED_RNN_PERSISTENT", "1")
+    monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", plan, raising=False)
+    native_plan._has_plan.cache_clear()
+    problem = Problem("gru", torch.device("cpu"), torch.float32, *range(5, 10), False, training, "")
+    assert native_plan.takes_both(problem) == training
+    native_plan._has_plan.cache_clear()
+
+
 def test_it_is_the_reference(kernel, shape, variant, dtype):  # noqa: F811
     cell, _ = variant
     inputs, batch_sizes = draw(variant, shape, dtype)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from twins import CELLS, CONFIGURED, LAYERS, assert_same, leaves, sequences, states
 
-from fused_rnn import functional
+from fused_rnn import functional, use_backend
 
 RELU = {"nonlinearity": "relu"}
 
@@ -216,11 +216,19 @@ def test_tensor_subclasses_run_in_torch():
 
 
 def test_a_given_state_comes_before_the_one_to_begin_anew_with_where_torch_runs():
-    rows = nn.GRU(3, 4, dtype=torch.complex64).all_weights
-    x, hx, anew = (
-        torch.randn(*s, dtype=torch.complex64) for s in ((5, 2, 3), (1, 2, 4), (1, 1, 4))
-    )
-    expected = functional.gru(x, hx, rows)
-    torch.testing.assert_close(functional.gru(x, hx, rows, initial_state=anew), expected)
-    begun = functional.gru(x, None, rows, initial_state=anew)
-    torch.testing.assert_close(begun, functional.gru(x, anew.expand(1, 2, 4).contiguous(), rows))
+    class Own(torch.Tensor):
+        """Not a plain tensor, so that torch's own operator runs."""
+
+    rows = nn.GRU(3, 4).all_weights
+    x, hx, anew = torch.randn(5, 2, 3), torch.randn(1, 2, 4), torch.randn(1, 1, 4)
+    own = x.as_subclass(Own)
+    for given, begun in ((hx, hx), (None, anew.expand(1, 2, 4).contiguous())):
+        found = functional.gru(own, given, rows, initial_state=anew)
+        expected = functional.gru(x, begun, rows)
+        torch.testing.assert_close([f.as_subclass(torch.Tensor) for f in found], list(expected))
+
+
+@pytest.mark.parametrize("mistake", [m for m in MISTAKES if "batch_sizes" in m])
+def test_mistakes_are_found_before_any_backend(mistake):
+    with use_backend("reference"):
+        test_mistakes(mistake)

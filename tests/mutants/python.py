@@ -368,7 +368,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/compiled.py",
         "[(p or h) * stack.directions] * (stack.layers - 1)",
         "[h] * (stack.layers - 1)",
-        ("tests/test_compile.py", "tests/test_compile_options.py"),
+        ("tests/test_backends.py",),
     ),
     Mutant(
         "py-collectors-states-side-by-side",
