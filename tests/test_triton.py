@@ -133,6 +133,8 @@ def test_order_of_the_steps():
     ("H", "dtype", "expected"),
     [
         (1, torch.float16, (16, 4)),
+        (16, torch.float32, (16, 4)),
+        (64, torch.float16, (64, 8)),
         (65, torch.float16, (128, 8)),
         (129, torch.float16, None),
         (33, torch.float32, (64, 8)),

@@ -62,14 +62,20 @@ def _bfloat16_products(monkeypatch):
     monkeypatch.setattr(triton_whole, "MISINTERPRETED", set())
 
 
+def cannot_be(kernel=None, variant=None, dtype=None, **_):
+    """No whole-sequence kernel has a projection, or float64."""
+    return kernel == "whole" and (variant[1] or (dtype is not None and dtype.itemsize == 8))
+
+
 @pytest.fixture(params=["steps", "whole"])
 def kernel(request, variant, monkeypatch, _bfloat16_products):
     """The backend with either of its paths, for all problems that the path can run."""
     if request.param == "steps":
         monkeypatch.setattr(triton_whole, "LIMITS", {})
         return triton
-    if variant[1] or (
-        "dtype" in request.fixturenames and request.getfixturevalue("dtype").itemsize == 8
-    ):
-        pytest.skip("no whole-sequence kernel has a projection, or float64")
+    given = {"variant": variant}
+    if "dtype" in request.fixturenames:
+        given["dtype"] = request.getfixturevalue("dtype")
+    if cannot_be(request.param, **given):
+        pytest.skip(cannot_be.__doc__)
     return triton

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple, TypeVar
 
 import pytest
 
 Entry = TypeVar("Entry")
-NONE, EACH_VALUE, PAIRS, ALL = 0, 1, 2, 99
+NONE, EACH_VALUE, PAIRS, TRIPLES, ALL = 0, 1, 2, 3, 99
 
 
 class Rule(NamedTuple):
@@ -31,10 +32,16 @@ class Rule(NamedTuple):
 
 _SIMULATED = "simulated: every compiled shape once (in each test's own loop), by small problems"
 _TRACED = "seconds to trace or compile; the same numbers are tested in pairs without a graph"
-_LATE = "what cannot be is skipped as it runs, and would take pairs from what can (use marks)"
+_LATE = "what cannot be is skipped as it runs, and would take pairs from what can"
 _OPCHECK = "seconds each, and what it looks at does not depend on the sizes"
 
+_REFERENCE = "a path of its own where ragged, reverse and projected meet"
+
 CORE = {
+    "test_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
+    "test_cuda_stepwise.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
+    "test_persistent_path.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
+    "test_triton_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
     "test_persistent_backward.py": Rule(EACH_VALUE, _SIMULATED),
     "test_persistent_backward.py::test_gradients": Rule(PAIRS, "a kernel for each cell and type"),
     "test_persistent_forward.py": Rule(EACH_VALUE, _SIMULATED),
@@ -118,8 +125,18 @@ def covering(points: list[tuple[int, ...]], strength: int) -> list[int]:
     return sorted(chosen)
 
 
+_NO_PARAMETERS = SimpleNamespace(params={})
+
+
 def is_skipped(item: pytest.Item) -> bool:
-    """Return whether a mark of the test, or of one of its parameters, skips it here."""
+    """Return whether it is known now that a test will be skipped.
+
+    By a mark of its own or of one of its parameters; or since its module's ``cannot_be``, a
+    function of a test's parameters, says of their values that they do not go together.
+    """
+    cannot_be = getattr(getattr(item, "module", None), "cannot_be", None)
+    if cannot_be is not None and cannot_be(**getattr(item, "callspec", _NO_PARAMETERS).params):
+        return True
     conditions = (all(mark.args[:1]) for mark in item.iter_markers("skipif"))
     return any(conditions) or item.get_closest_marker("skip") is not None
 
