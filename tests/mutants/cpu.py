@@ -60,13 +60,6 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
-        "cpu-order-reverse-one-late",
-        "csrc/order.h",
-        "return reverse_ ? T - 1 - k : k; }",
-        "return reverse_ ? (k == 0 ? T - 1 : T - 1 - k) : (k < 0 ? 0 : k); }",
-        ("tests/test_native.py", "tests/test_kernels.py"),
-    ),
-    Mutant(
         "cpu-order-batch-after-end",
         "csrc/order.h",
         "return k < 0 || k >= T ? 0 : row_of_time(time(k) + 1) - row_of_time(time(k));",
@@ -319,7 +312,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/test_ops.py",),
     ),
     Mutant(
-        "cpu-operands-every-array-poisoned-late",
+        "cpu-operands-stride-of-the-wrong-dim",
         "csrc/operands.h",
         "strides[d - 1] = strides[d] * shape[d];",
         "strides[d - 1] = strides[d] * shape[d - 1];",
