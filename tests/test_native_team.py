@@ -58,8 +58,9 @@ def test_results_of_other_types_do_not_depend_on_threads(level, variant, dtype, 
 @pytest.mark.parametrize("threads", [0, 1])
 def test_one_thread_needs_no_parallel(level, threads):
     scan = make_scan("lstm", SHAPES["many-columns"])
-    run(level, scan, threads=threads)
+    found = run(level, scan, threads=threads)
     assert bench_for(level).last_members() == 0
+    assert_same_bits(found, run(level, scan, threads=2))
 
 
 def test_little_work_takes_one_thread(level):

@@ -33,3 +33,18 @@ def test_scratch_of_the_native_core(size):
         assert ctypes.string_at(block, size) == b"\xff" * size
         ctypes.memset(block, 0, size)
         free(ctypes.c_void_p(block), ctypes.c_size_t(size), ctypes.c_bool(True))
+
+
+@needs_native
+def test_a_kept_block_is_no_smaller_than_what_is_asked_for():
+    library = ctypes.CDLL(util.find_spec("fused_rnn._C").origin)
+    allocate = library["_ZN9fused_rnn16scratch_allocateEm"]
+    allocate.restype = ctypes.c_void_p
+    free = library["_ZN9fused_rnn12scratch_freeEPvmb"]
+    sizes = [n << 16 for n in (2, 3, 4, 6, 7)]
+    kept = {}
+    for size in sizes:
+        kept[size] = allocate(ctypes.c_size_t(size))
+        free(ctypes.c_void_p(kept[size]), ctypes.c_size_t(size), ctypes.c_bool(True))
+        others = [block for other, block in kept.items() if other != size]
+        assert kept[size] not in others

@@ -149,6 +149,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "p != nullptr ? load<S>(p + column, std::min(kW, columns - column)) : Vec<T>{}",
         "load<S>((p != nullptr ? p : row(0)) + column, std::min(kW, columns - column))",
         ("tests/test_native.py", "tests/test_kernels.py"),
+        argued="gradients past H are zeros, which meet whatever stands there",
     ),
     Mutant(
         "cpu-dots-rows-past-the-last",
@@ -156,6 +157,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "std::min<std::int64_t>(first + i, w.count - 1) * w_row",
         "(first + i) * w_row",
         ("tests/test_native.py", "tests/test_step.py", "tests/test_kernels.py"),
+        argued="lanes of no unit; what is read past the end, make sanitize sees",
     ),
     Mutant(
         "cpu-dots-tail-of-depth",
@@ -295,14 +297,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "csrc/cpu/scratch.cpp",
         "if (c.blocks[i].bytes == bytes) {",
         "if (c.blocks[i].bytes >= bytes / 2) {",
-        ("tests/test_native_guards.py", "tests/test_poison.py"),
-    ),
-    Mutant(
-        "cpu-checks-w-hh-unchecked",
-        "csrc/operands.h",
-        'w_hh = checked(w_hh, "w_hh", {G * H, R}, x);',
-        'w_hh = checked(w_hh, "w_hh", {w_hh.size(0), R}, x);',
-        ("tests/test_ops.py",),
+        ("tests/test_poison.py",),
     ),
     Mutant(
         "cpu-checks-b-hh-unchecked",
