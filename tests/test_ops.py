@@ -137,6 +137,15 @@ def test_wrong_batch_sizes(variant, sizes, message, device):
         op(cell, "forward")(*spoilt.values(), False, True)
 
 
+def test_strided_batch_sizes(variant, device):
+    cell, _ = variant
+    named = operands(variant, SMALL_RAGGED, device=device)
+    strided = torch.tensor([3, 3, 2, 3, 1, 3])[::2]
+    found = op(cell, "forward")(*{**named, "batch_sizes": strided}.values(), False, True)
+    expected = op(cell, "forward")(*named.values(), False, True)
+    torch.testing.assert_close(found[:2], expected[:2], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
