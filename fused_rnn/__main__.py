@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import fused_rnn
-from fused_rnn import autograd
 from fused_rnn.backends import BACKENDS, TORCH, Backend, Inputs, Problem, native, reference
 from fused_rnn.cells import CELLS
+from fused_rnn.scans import autograd
 
 # Small, with no size a multiple of a vector's or a block's.
 T, N, I, H, P = 9, 5, 6, 19, 7  # noqa: E741

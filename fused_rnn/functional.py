@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_rnn.autocast import recast
 from fused_rnn.backends import torch_ran, transforms
-from fused_rnn.checks import (
+from fused_rnn.graph.compiled import run_stack_in_graph
+from fused_rnn.layers.options import Options, Steps
+from fused_rnn.scans.autocast import recast
+from fused_rnn.scans.checks import (
     Row,
     Stack,
     check_batch_sizes,
@@ -23,9 +25,7 @@ from fused_rnn.checks import (
     foreign,
     misfit,
 )
-from fused_rnn.compiled import run_stack_in_graph
-from fused_rnn.options import Options, Steps
-from fused_rnn.stack import (
+from fused_rnn.scans.stack import (
     CELL_MISFIT,
     outside_the_graph,
     run_cell,

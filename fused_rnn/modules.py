@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fused_rnn.dropin import Cell, Layers, borrow
+from fused_rnn.layers.dropin import Cell, Layers, borrow
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from operands import Shape, as_double, make_inputs, needing, present
 
-from fused_rnn.backends import Inputs, native_marked
+from fused_rnn.backends import Inputs
 from fused_rnn.backends.base import Marked
+from fused_rnn.backends.native import marked as native_marked
 from fused_rnn.cells import CELLS, State, Weights
 
 DEAD, GOES_ON, BEGINS, ANEW = range(4)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from fused_rnn import autograd
 from fused_rnn.backends import Inputs, Problem, reference
 from fused_rnn.cells import CELLS
+from fused_rnn.scans import autograd
 
 
 class Shape(NamedTuple):

@@ -8,8 +8,8 @@ from torch.nn.utils.rnn import PackedSequence
 from twins import CONFIGURED, LAYERS, first, leaves, sequences, states
 
 import fused_rnn
-from fused_rnn import node
 from fused_rnn.cells import CELLS
+from fused_rnn.graph import node
 
 HALVES = [torch.bfloat16, torch.float16]
 FLOATS = [torch.float32, torch.bfloat16]

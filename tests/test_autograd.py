@@ -21,8 +21,8 @@ from operands import (
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
-from fused_rnn import autograd
 from fused_rnn.backends import Inputs, reference
+from fused_rnn.scans import autograd
 
 NAMES = Inputs._fields
 

@@ -7,8 +7,10 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn import autograd, backends
-from fused_rnn.backends import BACKENDS, Inputs, native, native_plan, reference
+from fused_rnn import backends
+from fused_rnn.backends import BACKENDS, Inputs, native, reference
+from fused_rnn.backends.native import persistent
+from fused_rnn.scans import autograd
 
 GPU = torch.device("cuda", 0)
 
@@ -296,7 +298,7 @@ def plans(monkeypatch, answer):
     monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", plan, raising=False)
     monkeypatch.setattr(native, "_cuda_missing", None)
     monkeypatch.setenv("FUSED_RNN_PERSISTENT", "1")
-    native_plan._has_plan.cache_clear()
+    persistent._has_plan.cache_clear()
     return asked
 
 

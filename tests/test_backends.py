@@ -11,8 +11,8 @@ from twins import CELLS, LAYERS, MODULES, assert_same, example, leaves, sequence
 import fused_rnn
 from fused_rnn import backends
 from fused_rnn.backends import BACKENDS, TORCH, Problem, record, reference, select, transforms
-from fused_rnn.checks import Stack
-from fused_rnn.compiled import choose_in_graph
+from fused_rnn.graph.compiled import choose_in_graph
+from fused_rnn.scans.checks import Stack
 
 PROBLEM = Problem("lstm", torch.device("cpu"), torch.float32, 5, 2, 3, 4, 0, False, False, None)
 NATIVE = BACKENDS["native"].available()

@@ -22,8 +22,10 @@ from test_cuda_stepwise import kernel as stepwise_kernel  # noqa: F401 (a fixtur
 from test_persistent_path import KB, STEP_BY_STEP, Bench, dtype, variant  # noqa: F401 (fixtures)
 from torch.library import opcheck
 
-from fused_rnn import autograd
-from fused_rnn.backends import Inputs, Problem, native_fakes, native_plan, reference
+from fused_rnn.backends import Inputs, Problem, reference
+from fused_rnn.backends.native import fakes as native_fakes
+from fused_rnn.backends.native import persistent
+from fused_rnn.scans import autograd
 
 # As in test_persistent_path, with room for both.
 BENCHES = {
@@ -149,7 +151,7 @@ def test_the_plan_is_the_one_meant(ops, bench, shape, variant, dtype):  # noqa: 
 def test_the_backend_asks_for_the_plans_there_are(ops, shape, variant, training, monkeypatch):  # noqa: F811
     cell, _ = variant
     monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", ops.persistent_plan, raising=False)
-    native_plan._has_plan.cache_clear()
+    persistent._has_plan.cache_clear()
     sizes = shape.T, shape.N, 3, shape.H, 0
     problem = Problem(cell, torch.device("cpu"), torch.float32, *sizes, False, training, None)
     like, passes = torch.empty(0), (False, True)[: 1 + training]
@@ -157,11 +159,11 @@ def test_the_backend_asks_for_the_plans_there_are(ops, shape, variant, training,
         ops.persistent_plan(like, cell, shape.T, shape.N, shape.H, 0, backward, training, 2)
         for backward in passes
     ]
-    assert native_plan.takes_both(problem) == any(p.startswith("persistent") for p in plans)
-    said = native_plan.words(problem, True)
+    assert persistent.takes_both(problem) == any(p.startswith("persistent") for p in plans)
+    said = persistent.words(problem, True)
     for plan in plans:
         assert plan in said or not plan.startswith("persistent")
-    native_plan._has_plan.cache_clear()
+    persistent._has_plan.cache_clear()
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
@@ -172,10 +174,10 @@ def test_a_plan_for_backward_alone_is_one_in_training(training, monkeypatch):
 
     monkeypatch.setenv("FUSED_RNN_PERSISTENT", "1")
     monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", plan, raising=False)
-    native_plan._has_plan.cache_clear()
+    persistent._has_plan.cache_clear()
     problem = Problem("gru", torch.device("cpu"), torch.float32, *range(5, 10), False, training, "")
-    assert native_plan.takes_both(problem) == training
-    native_plan._has_plan.cache_clear()
+    assert persistent.takes_both(problem) == training
+    persistent._has_plan.cache_clear()
 
 
 def test_it_is_the_reference(kernel, shape, variant, dtype):  # noqa: F811

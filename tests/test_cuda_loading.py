@@ -13,7 +13,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fused_rnn import __main__ as doctor
-from fused_rnn.backends import Problem, native, native_plan, triton
+from fused_rnn.backends import Problem, native, triton
+from fused_rnn.backends.native import persistent
 from fused_rnn.cells import CELLS
 
 GPU = torch.device("cuda", 0)
@@ -183,7 +184,7 @@ def test_persistent_kernels_hear_of_tf32(
         for device in ("cpu", "cuda"):
             for dtype in (torch.float16, torch.float32):
                 x: Any = SimpleNamespace(is_cuda=device == "cuda", dtype=dtype)
-                native_plan.tell_tf32(x)
+                persistent.tell_tf32(x)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert heard == ([allowed] if wanted == "1" else [])

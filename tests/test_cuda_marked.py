@@ -26,11 +26,13 @@ from torch.library import opcheck
 from twins import leaves
 
 import fused_rnn
-from fused_rnn import autograd, marks
-from fused_rnn import options as options_of_calls
-from fused_rnn.backends import Inputs, native, native_fakes, native_marked
-from fused_rnn.options import Options
-from fused_rnn.segments import cut
+from fused_rnn.backends import Inputs, native
+from fused_rnn.backends.native import fakes as native_fakes
+from fused_rnn.backends.native import marked as native_marked
+from fused_rnn.layers import options as options_of_calls
+from fused_rnn.layers.options import Options
+from fused_rnn.scans import autograd, marks
+from fused_rnn.scans.segments import cut
 
 BENCH = "the host bench"
 RUNNERS = [BENCH, pytest.param("cuda", marks=needs_cuda)]

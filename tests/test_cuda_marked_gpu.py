@@ -7,8 +7,8 @@ from marked import CASES, Case, draw_in, expected_gradients, fed_for, make_marke
 from operands import Shape, assert_near, present
 
 import fused_rnn
-from fused_rnn.backends import native_marked
 from fused_rnn.backends.base import Marked
+from fused_rnn.backends.native import marked as native_marked
 
 pytestmark = needs_cuda
 

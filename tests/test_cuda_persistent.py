@@ -16,8 +16,8 @@ from operands import (
 )
 
 import fused_rnn
-from fused_rnn import autograd
 from fused_rnn.backends import Problem, native, reference
+from fused_rnn.scans import autograd
 
 CAPABILITY = (0, 0) if NO_CUDA else torch.cuda.get_device_capability()
 pytestmark = [

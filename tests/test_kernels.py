@@ -16,8 +16,8 @@ from operands import (
     skip_unless_supported,
 )
 
-from fused_rnn import autograd
 from fused_rnn.backends import Inputs, reference
+from fused_rnn.scans import autograd
 
 NAMES = Inputs._fields
 

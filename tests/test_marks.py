@@ -14,13 +14,14 @@ from torch.func import jvp, vmap
 from twins import CONFIGURED, leaves
 
 import fused_rnn
-from fused_rnn import marks, node
-from fused_rnn import options as options_of_calls
 from fused_rnn.backends import ANEW, BEGINS, DEAD, GOES_ON, Inputs, Marked, native, reference
 from fused_rnn.backends import BACKENDS as BACKENDS_OF_SCANS
 from fused_rnn.cells import CELLS
-from fused_rnn.options import Options
-from fused_rnn.stack import choose
+from fused_rnn.graph import node
+from fused_rnn.layers import options as options_of_calls
+from fused_rnn.layers.options import Options
+from fused_rnn.scans import marks
+from fused_rnn.scans.stack import choose
 
 SHAPES = {
     "odd": (Shape(6, 5, 3, 7), (6, 0, 3, 1, 6)),

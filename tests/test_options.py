@@ -13,10 +13,10 @@ from torch.nn.utils.rnn import pad_packed_sequence
 from twins import CONFIGURED, LAYERS, leaves, sequences, states
 
 import fused_rnn
-from fused_rnn import stack
 from fused_rnn.backends import native, reference
 from fused_rnn.cells import CELLS, State, Weights
 from fused_rnn.convert import reason_to_leave
+from fused_rnn.scans import stack
 
 T, N, I, H = 5, 3, 3, 4  # noqa: E741
 OPTIONS = {"learn_initial_state": True, "recompute": True}

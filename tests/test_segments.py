@@ -8,9 +8,9 @@ from torch import nn
 from twins import CONFIGURED, LAYERS, leaves, states
 
 import fused_rnn
-from fused_rnn import options
 from fused_rnn.backends import BACKENDS, reference
-from fused_rnn.segments import cut
+from fused_rnn.layers import options
+from fused_rnn.scans.segments import cut
 
 T, N, I = 6, 5, 3  # noqa: E741
 LENGTHS = (3, 6, 0, 1, 5)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from operands import cotangents, make_inputs, needing, present, ragged
 
-from fused_rnn import autograd
 from fused_rnn.backends import reference
 from fused_rnn.cells import CELLS
+from fused_rnn.scans import autograd
 
 # Enough work per step for several threads, and columns that do not divide evenly among them.
 SHAPES = {"dense": (6, 9, 40, 130, True, None), "ragged": ragged((7, 6, 6, 3, 1), 33, 260)}

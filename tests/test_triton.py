@@ -9,16 +9,9 @@ import pytest
 import torch
 from test_import import run_python
 
-from fused_rnn.backends import (
-    BACKENDS,
-    Inputs,
-    Problem,
-    native,
-    select,
-    triton,
-    triton_whole,
-)
-from fused_rnn.backends.triton_scan import Scan, Step
+from fused_rnn.backends import BACKENDS, Inputs, Problem, native, select, triton
+from fused_rnn.backends.triton import whole as triton_whole
+from fused_rnn.backends.triton.scan import Scan, Step
 
 HAVE = util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAVE, reason="Triton is not installed")

@@ -13,7 +13,7 @@ if util.find_spec("triton") is None:
 
 from triton_table import Row
 
-from fused_rnn.backends.triton_whole import COMPILED_FOR, LIMITS
+from fused_rnn.backends.triton.whole import COMPILED_FOR, LIMITS
 
 # Bytes of shared memory that a block may have.
 SHARED = {

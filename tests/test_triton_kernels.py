@@ -16,7 +16,8 @@ from test_kernels import (  # noqa: F401 (the same tests, with the fixtures belo
     test_two_runs_are_bit_equal,
 )
 
-from fused_rnn.backends import triton, triton_whole
+from fused_rnn.backends import triton
+from fused_rnn.backends.triton import whole as triton_whole
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

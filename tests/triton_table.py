@@ -22,7 +22,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fused_rnn.backends import Inputs, triton_gates, triton_scan, triton_sequence, triton_whole
+from fused_rnn.backends import Inputs
+from fused_rnn.backends.triton import gates as triton_gates
+from fused_rnn.backends.triton import scan as triton_scan
+from fused_rnn.backends.triton import sequence as triton_sequence
+from fused_rnn.backends.triton import whole as triton_whole
 from fused_rnn.cells import CELLS
 
 POINTERS = {

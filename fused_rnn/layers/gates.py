@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fused_rnn.cells import CELLS, Weights
-from fused_rnn.checks import Row, Stack
-from fused_rnn.options import Options
-from fused_rnn.segments import on_device
-from fused_rnn.stack import initial_states, operands
+from fused_rnn.layers.options import Options
+from fused_rnn.scans.checks import Row, Stack
+from fused_rnn.scans.segments import on_device
+from fused_rnn.scans.stack import initial_states, operands
 
 __all__ = ["gates_of_layers"]
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_rnn.autocast import recast
 from fused_rnn.backends import torch_ran, transforms
-from fused_rnn.beyond import Beyond
 from fused_rnn.cells import CELLS
-from fused_rnn.checks import Stack, check_batch_sizes, check_weights, foreign, misfit
-from fused_rnn.compiled import run_stack_in_graph
-from fused_rnn.stack import CELL_MISFIT, outside_the_graph, run_cell, run_stack
+from fused_rnn.graph.compiled import run_stack_in_graph
+from fused_rnn.layers.beyond import Beyond
+from fused_rnn.scans.autocast import recast
+from fused_rnn.scans.checks import Stack, check_batch_sizes, check_weights, foreign, misfit
+from fused_rnn.scans.stack import CELL_MISFIT, outside_the_graph, run_cell, run_stack
 
 __all__ = ["Cell", "Layers", "borrow"]
 

@@ -12,9 +12,9 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_rnn.backends import transforms
-from fused_rnn.gates import gates_of_layers
-from fused_rnn.options import Options
-from fused_rnn.stack import outside_the_graph, run_cell
+from fused_rnn.layers.gates import gates_of_layers
+from fused_rnn.layers.options import Options
+from fused_rnn.scans.stack import outside_the_graph, run_cell
 
 __all__ = ["Beyond"]
 

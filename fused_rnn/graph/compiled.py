@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fused_rnn.backends import TORCH, Problem, asked_for, reference, select, transforms
-from fused_rnn.checks import Row, Stack
-from fused_rnn.collectors import Nodes
-from fused_rnn.node import WHEN_RUN
-from fused_rnn.onnx_nodes import onnx_stack
-from fused_rnn.stack import run_stack
+from fused_rnn.graph.collectors import Nodes
+from fused_rnn.graph.node import WHEN_RUN
+from fused_rnn.graph.onnx import onnx_stack
+from fused_rnn.scans.checks import Row, Stack
+from fused_rnn.scans.stack import run_stack
 
 __all__ = ["choose_in_graph", "run_stack_in_graph", "torch_is_asked_for"]
 
@@ -31,7 +31,7 @@ def run_stack_in_graph(
     *others: Any,
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None] | str:
-    """Do as :func:`fused_rnn.stack.run_stack`, or return the reason why no graph can.
+    """Do as :func:`fused_rnn.scans.stack.run_stack`, or return the reason why no graph can.
 
     Args:
         others: batch_sizes (None), n, dropout and training

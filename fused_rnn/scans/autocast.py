@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fused_rnn.backends import transforms
-from fused_rnn.checks import Row, Stack
+from fused_rnn.scans.checks import Row, Stack
 
 __all__ = ["recast"]
 
@@ -33,7 +33,7 @@ def recast(
     rows: Sequence[Row],
     *others: Any,
 ) -> Any:
-    """Do as ``run`` does, :func:`fused_rnn.stack.run_stack` or the like, in autocast's dtype."""
+    """Do as ``run`` does, ``stack.run_stack`` or the like, in autocast's dtype."""
     kind = x.device.type
     floating = all(t is None or t.dtype in _CAST for t in chain((x, h0, c0), *rows))
     dtype = _dtype_of(kind)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fused_rnn.backends.base import Inputs, Problem
-from fused_rnn.backends.triton_scan import (
+from fused_rnn.backends.triton.scan import (
     Gradients,
     Scan,
     factor,
@@ -25,7 +25,7 @@ from fused_rnn.backends.triton_scan import (
     step_backward,
     step_forward,
 )
-from fused_rnn.backends.triton_whole import plan, whole_backward, whole_forward
+from fused_rnn.backends.triton.whole import plan, whole_backward, whole_forward
 from fused_rnn.cells import CELLS
 
 __all__ = ["available", "backward", "checks_operands", "forward", "name", "saved", "supports"]
@@ -83,12 +83,12 @@ def supports(problem: Problem) -> str | None:
 
 @cache
 def _step_kernels() -> Any:
-    return import_module("fused_rnn.backends.triton_gates")
+    return import_module("fused_rnn.backends.triton.gates")
 
 
 @cache
 def _whole_kernels() -> Any:
-    return import_module("fused_rnn.backends.triton_sequence")
+    return import_module("fused_rnn.backends.triton.sequence")
 
 
 def _on_device(tensor: Tensor) -> AbstractContextManager[Any]:

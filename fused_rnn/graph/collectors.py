@@ -1,4 +1,4 @@
-"""Ways to scan that keep the states of every step, for :func:`fused_rnn.stack.run_stack` to call.
+"""Ways to scan that keep every step's states, for :func:`fused_rnn.scans.stack.run_stack` to call.
 
 It calls them for one layer and direction after the other.
 """
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fused_rnn import autograd
 from fused_rnn.backends import Backend, Inputs, Marked
-from fused_rnn.node import scan
+from fused_rnn.graph.node import scan
+from fused_rnn.scans import autograd
 
 __all__ = ["Collector", "Nodes"]
 

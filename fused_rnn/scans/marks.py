@@ -21,7 +21,7 @@ from fused_rnn.backends import (
     Marked,
     reference,
 )
-from fused_rnn.segments import cut
+from fused_rnn.scans.segments import cut
 
 __all__ = ["Results", "backward", "forward", "mark", "takes_marks"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from fused_rnn.cells import CELLS
-from fused_rnn.checks import Row, Stack
+from fused_rnn.scans.checks import Row, Stack
 
 __all__ = ["onnx_stack"]
 
@@ -37,7 +37,7 @@ def onnx_stack(
     dropout: float,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Do as :func:`fused_rnn.stack.run_stack` for dense data and a stack without projections."""
+    """Do as :func:`fused_rnn.scans.stack.run_stack`, for dense data without projections."""
     d, h_n, c_n = stack.directions, [], []
     for layer in range(stack.layers):
         if layer and dropout and training:

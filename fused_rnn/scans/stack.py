@@ -14,11 +14,11 @@ import torch
 from torch import _VF, Tensor
 from torch.nn.functional import dropout as drop
 
-from fused_rnn import autograd
 from fused_rnn.backends import Backend, Inputs, Problem, Selection, note, select, transforms
 from fused_rnn.cells import CELLS
-from fused_rnn.checks import Row, Stack, cell_fits
-from fused_rnn.marks import takes_marks
+from fused_rnn.scans import autograd
+from fused_rnn.scans.checks import Row, Stack, cell_fits
+from fused_rnn.scans.marks import takes_marks
 
 __all__ = [
     "CELL_MISFIT",
@@ -129,8 +129,8 @@ def run_stack(
 
     Args:
         backends: what ``scan`` runs each layer on; by default it is chosen here
-        scan: runs one layer in one direction, as :func:`fused_rnn.autograd.scan` does; only this
-            one gives way to :func:`fused_rnn.autograd.scan_both`
+        scan: runs one layer in one direction, as :func:`fused_rnn.scans.autograd.scan` does; only
+            that one gives way to :func:`fused_rnn.scans.autograd.scan_both`
 
     Shape:
         - x: (T, N, I), or (rows, I) for packed data

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import native_fakes
 from fused_rnn.backends.base import Inputs, Marked
-from fused_rnn.backends.native_errors import raise_out_of_memory
+from fused_rnn.backends.native import fakes
+from fused_rnn.backends.native.errors import raise_out_of_memory
 
 __all__ = ["marked_backward", "marked_forward", "register"]
 
@@ -103,4 +103,4 @@ def register() -> None:
     """Find the ops, and tell torch's tracers the shapes they return."""
     for way in ("forward", "backward"):
         _OPS[way] = getattr(torch.ops.fused_rnn, f"marked_{way}").default
-    native_fakes.register("fused_rnn::marked")
+    fakes.register("fused_rnn::marked")

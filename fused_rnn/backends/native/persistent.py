@@ -30,7 +30,7 @@ def _tf32() -> bool:
 
 
 def words(problem: Problem, together: bool) -> str:
-    """Return how the steps of a scan lie on a GPU; see :func:`fused_rnn.backends.native.plan`."""
+    """Return how the steps of a scan lie on a GPU; see :func:`~fused_rnn.backends.native.plan`."""
     like = torch.empty(0, dtype=problem.dtype, device=problem.device)
     tell_tf32(like)
     forward, backward = (_pass(like, problem, backward, together) for backward in (False, True))

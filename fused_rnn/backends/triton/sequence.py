@@ -5,7 +5,7 @@ once and keeps it on chip, and carries the states from step to step in registers
 needs from memory is asked for before this step's products. Padding is zero wherever it enters a
 product, and is never stored.
 
-T and N are numbers at run time. Letters and arrays as in ``triton_gates``; here S is float32 or
+T and N are numbers at run time. Letters and arrays as in ``gates.py``; here S is float32 or
 narrower and the arithmetic's type is float32.
 """
 
@@ -16,8 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fused_rnn.backends.triton_cells import cell_backward, cell_forward, preactivations
-from fused_rnn.backends.triton_gates import (
+from fused_rnn.backends.triton.cells import cell_backward, cell_forward, preactivations
+from fused_rnn.backends.triton.gates import (
     gates_of,
     load,
     load_biases,

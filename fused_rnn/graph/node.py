@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_rnn import marks
 from fused_rnn.backends import (
     BACKENDS,
     Backend,
@@ -31,6 +30,7 @@ from fused_rnn.backends import (
     transforms,
 )
 from fused_rnn.cells import CELLS
+from fused_rnn.scans import marks
 
 __all__ = ["WHEN_RUN", "scan"]
 
@@ -70,7 +70,7 @@ def scan(
     keep: bool,
     every_c: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Run one layer in one direction as one node; see :func:`fused_rnn.autograd.scan`.
+    """Run one layer in one direction as one node; see :func:`fused_rnn.scans.autograd.scan`.
 
     Args:
         backend: a key of BACKENDS, or ``WHEN_RUN``

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn import autograd
 from fused_rnn.backends import transforms
 from fused_rnn.cells import CELLS
-from fused_rnn.checks import Row, Stack
-from fused_rnn.collectors import Collector, Nodes
-from fused_rnn.compiled import choose_in_graph, run_stack_in_graph, torch_is_asked_for
-from fused_rnn.marks import mark
-from fused_rnn.node import WHEN_RUN
-from fused_rnn.segments import (
+from fused_rnn.graph.collectors import Collector, Nodes
+from fused_rnn.graph.compiled import choose_in_graph, run_stack_in_graph, torch_is_asked_for
+from fused_rnn.graph.node import WHEN_RUN
+from fused_rnn.scans import autograd
+from fused_rnn.scans.checks import Row, Stack
+from fused_rnn.scans.marks import mark
+from fused_rnn.scans.segments import (
     Segments,
     check_lengths,
     check_resets,
@@ -30,7 +30,7 @@ from fused_rnn.segments import (
     on_device,
     read,
 )
-from fused_rnn.stack import choose, initial_states, run_stack
+from fused_rnn.scans.stack import choose, initial_states, run_stack
 
 __all__ = ["Options", "Steps"]
 
@@ -82,7 +82,7 @@ class Options:
         dropout: float,
         training: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None] | str:
-        """Run layers with these options; see :func:`fused_rnn.stack.run_stack`.
+        """Run layers with these options; see :func:`fused_rnn.scans.stack.run_stack`.
 
         In a graph, return the reason where it has to be torch.nn's own forward that runs.
         """

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_rnn.backends.triton_scan import Gradients, Scan
+from fused_rnn.backends.triton.scan import Gradients, Scan
 
 __all__ = ["LIMITS", "Whole", "padded", "plan", "whole_backward", "whole_forward"]
 

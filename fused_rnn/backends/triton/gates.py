@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fused_rnn.backends.triton_cells import cell_backward, cell_forward, preactivations, tanh
+from fused_rnn.backends.triton.cells import cell_backward, cell_forward, preactivations, tanh
 
 __all__ = [
     "backward_step",

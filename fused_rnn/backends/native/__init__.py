@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import native_fakes, native_marked, native_plan
 from fused_rnn.backends.base import Inputs, Problem
-from fused_rnn.backends.native_errors import raise_out_of_memory
-from fused_rnn.backends.native_marked import marked_backward, marked_forward
-from fused_rnn.backends.native_plan import tell_tf32
+from fused_rnn.backends.native import fakes, marked, persistent
+from fused_rnn.backends.native.errors import raise_out_of_memory
+from fused_rnn.backends.native.marked import marked_backward, marked_forward
+from fused_rnn.backends.native.persistent import tell_tf32
 from fused_rnn.cells import CELLS
 
 try:
@@ -84,7 +84,7 @@ def plan(problem: Problem, together: bool = False) -> str | None:
         return None
     if problem.marked:
         return "step by step: no persistent kernel reads lengths and resets on the device"
-    return native_plan.words(problem, together)
+    return persistent.words(problem, together)
 
 
 def supports(problem: Problem) -> str | None:
@@ -194,7 +194,7 @@ def backward(
 def takes_both(problem: Problem) -> bool:
     """See :meth:`fused_rnn.backends.Backend.takes_both`."""
     on_gpu = _cuda_missing is None and problem.device.type == "cuda"
-    return on_gpu and native_plan.takes_both(problem)
+    return on_gpu and persistent.takes_both(problem)
 
 
 def forward_both(
@@ -252,7 +252,7 @@ def _register(*names: str) -> None:
     for of in names:
         _FORWARD[of] = getattr(torch.ops.fused_rnn, f"{of}_forward").default
         _BACKWARD[of] = getattr(torch.ops.fused_rnn, f"{of}_backward").default
-        native_fakes.register(f"fused_rnn::{of}")
+        fakes.register(f"fused_rnn::{of}")
 
 
 def _load_cuda() -> str | None:
@@ -276,7 +276,7 @@ def _load_cuda() -> str | None:
 _cuda_missing: str | None = None
 if _missing is None:
     _register(*CELLS)
-    native_marked.register()
+    marked.register()
     _cuda_missing = _load_cuda()
     if _cuda_missing is None:
         _register(_BOTH)

@@ -1,0 +1,9 @@
+"""What a call of a layer or cell asks for, and where it goes.
+
+:mod:`~fused_rnn.layers.dropin` has torch.nn's own rules: what is plainly legal goes to the kernels,
+the rest to torch.nn's own forward. :mod:`~fused_rnn.layers.options`, ``beyond`` and ``gates`` have
+what torch.nn has not: lengths, resets, states of every step, single steps, a look at the gates.
+
+The public classes and functions stand on this floor (``modules.py``, ``functional.py``); it stands
+on ``graph`` and ``scans``. No gate arithmetic here, and no choice of a backend.
+"""
