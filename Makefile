@@ -105,7 +105,7 @@ check-triton: build
 	PYTHONPATH=$(CURDIR)/build/oldest-triton:$(CURDIR) $(PYTHON) -c \
 	  "import triton; print('Triton', triton.__version__)"
 	PYTHONPATH=$(CURDIR)/build/oldest-triton:$(CURDIR) $(PYTEST) --core \
-	  tests/test_triton.py tests/test_triton_compile.py $(ARGS)
+	  tests/backends/triton/test_triton.py tests/backends/triton/test_compile.py $(ARGS)
 
 # The module for GPUs. It needs nvcc, but neither a GPU nor a CUDA build of torch. Phony, as
 # TORCH_CUDA_ARCH_LIST matters too; what has not changed is not compiled again.

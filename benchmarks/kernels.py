@@ -20,7 +20,7 @@ _SHAPE = Shape(6, 1024, 64, 2048)
 _DTYPES = ("fp32", "bf16")
 
 # Elements that one hidden unit of one sequence must read and write in a step that is neither the
-# first nor the last: (in the arithmetic's type, in the tensors' type). See csrc/cuda/steps.h.
+# first nor the last: (in the arithmetic's type, in the tensors' type). See stepwise/steps.h.
 #   forward    reads gates, recurrent, the state before; writes gates, the state, h
 #   backward   reads gates, the states, carry, recurrent, dy; writes carry, dgates
 _FORWARD = {"lstm": (14, 1), "gru": (10, 2), "rnn": (3, 1)}

@@ -1,5 +1,5 @@
 // The ops of scans whose sequences differ in length or begin anew on the way, as marks on their device
-// tell (Mark in cuda/steps.h), so that the host need not know. K is a device, as in ops.h:
+// tell (Mark in cuda/stepwise/steps.h), so that the host need not know. K is a device, as in ops.h:
 //
 //   y, h_n, c_n (LSTM), c, saved:
 //     static std::array<Tensor, 5> forward(CellKind, const Operands&, const Marked&, bool reverse,

@@ -14,12 +14,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import tiers
 import torch
-from operands import RAGGED, SHAPES, SMALL, SMALL_RAGGED, Shape
 
 from fused_rnn.backends import BACKENDS, native, reference
 from fused_rnn.cells import CELLS
+from tests import tiers
+from tests.operands import RAGGED, SHAPES, SMALL, SMALL_RAGGED, Shape
 
 
 class Tolerance(NamedTuple):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from operands import Shape, as_double, make_inputs, needing, present
 
 from fused_rnn.backends import Inputs
 from fused_rnn.backends.base import Marked
 from fused_rnn.backends.native import marked as native_marked
 from fused_rnn.cells import CELLS, State, Weights
+from tests.operands import Shape, as_double, make_inputs, needing, present
 
 DEAD, GOES_ON, BEGINS, ANEW = range(4)
 NAMES = (*Inputs._fields, "anew_h", "anew_c")

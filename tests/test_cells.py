@@ -4,13 +4,13 @@ import inspect
 
 import pytest
 import torch
-from operands import Shape, make_inputs, needing, ragged
 from torch import nn
 from torch.autograd import gradcheck
 
 from fused_rnn import cells
 from fused_rnn.backends import Inputs, reference
 from fused_rnn.cells import CELLS, State, Weights
+from tests.operands import Shape, make_inputs, needing, ragged
 
 TORCH_CELLS = {
     "lstm": nn.LSTMCell,

@@ -12,7 +12,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
-from twins import (
+
+import fused_rnn
+from tests.twins import (
     CELLS,
     LAYERS,
     MODULES,
@@ -24,8 +26,6 @@ from twins import (
     outcome,
     twins,
 )
-
-import fused_rnn
 
 
 def hidden_weight(name):

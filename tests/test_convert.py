@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tagger import CELLS, LAYERS, H, I, N, T, contents, run, tagger, train
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fused_rnn
 from fused_rnn.backends import record
 from fused_rnn.convert import Swap
+from tests.tagger import CELLS, LAYERS, H, I, N, T, contents, run, tagger, train
 
 
 @pytest.mark.parametrize("name", LAYERS + CELLS)

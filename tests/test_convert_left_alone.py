@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tagger import H, I, N, T, tagger
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fused_rnn
 from fused_rnn.convert import Swap
+from tests.tagger import H, I, N, T, tagger
 
 
 class Louder(nn.LSTM):

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tagger import CELLS, LAYERS, H, I, contents, run
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fused_rnn
 from fused_rnn.convert import Swap
+from tests.tagger import CELLS, LAYERS, H, I, contents, run
 
 
 @pytest.mark.parametrize("name", LAYERS + CELLS)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from twins import CONFIGURED, LAYERS, leaves, sequences
 
 import fused_rnn
+from tests.twins import CONFIGURED, LAYERS, leaves, sequences
 
 CALLS = {
     "plain": {},

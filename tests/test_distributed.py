@@ -12,10 +12,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from twins import LAYERS, first
 
 import fused_rnn
 from fused_rnn.backends import record
+from tests.twins import LAYERS, first
 
 WORLD = 2
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ import fused_rnn
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-MODULES = ["modules", "beyond", "functional", "backends", "convert", "explain"]
+MODULES = ["modules", "layers.beyond", "functional", "backends", "convert", "explain"]
 
 
 def test_there_are_blocks():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from twins import CELLS, CONFIGURED, LAYERS, assert_same, leaves, sequences, states
 
 from fused_rnn import functional, use_backend
+from tests.twins import CELLS, CONFIGURED, LAYERS, assert_same, leaves, sequences, states
 
 RELU = {"nonlinearity": "relu"}
 

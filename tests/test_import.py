@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 from torch import nn
-from twins import MODULES
 
 import fused_rnn
+from tests.twins import MODULES
 
 
 def run_python(code, **environment):

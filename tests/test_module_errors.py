@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import EACH_BACKEND
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from twins import CELLS, LAYERS, outcome, sequences, twins
 
 import fused_rnn
+from tests.conftest import EACH_BACKEND
+from tests.twins import CELLS, LAYERS, outcome, sequences, twins
 
 BAD_CONSTRUCTIONS = [
     (LAYERS, (), {}),

@@ -4,12 +4,22 @@ import copy
 
 import pytest
 import torch
-from conftest import EACH_BACKEND
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
-from twins import CELLS, CONFIGURED, LAYERS, assert_same, leaves, outcome, sequences, states, twins
 
 import fused_rnn
+from tests.conftest import EACH_BACKEND
+from tests.twins import (
+    CELLS,
+    CONFIGURED,
+    LAYERS,
+    assert_same,
+    leaves,
+    outcome,
+    sequences,
+    states,
+    twins,
+)
 
 
 @pytest.fixture(params=EACH_BACKEND)

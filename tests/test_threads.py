@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from operands import cotangents, make_inputs, needing, present, ragged
 
 from fused_rnn.backends import reference
 from fused_rnn.cells import CELLS
 from fused_rnn.scans import autograd
+from tests.operands import cotangents, make_inputs, needing, present, ragged
 
 # Enough work per step for several threads, and columns that do not divide evenly among them.
 SHAPES = {"dense": (6, 9, 40, 130, True, None), "ragged": ragged((7, 6, 6, 3, 1), 33, 260)}

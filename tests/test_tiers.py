@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import tiers
+
+from tests import tiers
 
 PRODUCT = list(itertools.product(range(4), range(5), range(2), range(3)))
 
@@ -55,7 +56,7 @@ def test_alone():
 @pytest.mark.parametrize(("option", "passed"), [((), 49), (("--core",), 25)])
 def test_a_skipped_value_takes_no_pair_from_the_others(option, passed, tmp_path):
     (tmp_path / "conftest.py").write_text(
-        "import tiers\n"
+        "from tests import tiers\n"
         "def pytest_addoption(parser):\n"
         "    parser.addoption('--core', action='store_true')\n"
         "def pytest_collection_modifyitems(config, items):\n"
@@ -65,7 +66,7 @@ def test_a_skipped_value_takes_no_pair_from_the_others(option, passed, tmp_path)
     (tmp_path / "test_it.py").write_text(PROGRAM)
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:xdist", *option, str(tmp_path)],
-        env={"PYTHONPATH": str(tiers.__file__.rsplit("/", 1)[0]), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(tiers.__file__.rsplit("/", 2)[0]), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -6,7 +6,8 @@ where faults of parametrised code are: one wrong value, or two that do not go to
 the product is the full tier (make test-all), which is also what pytest runs unless it is told
 otherwise. :data:`CORE` says for which tests it is more or less than pairs, and why.
 
-A test is named by its file, and where that is too wide by "file::test"; the narrower name counts.
+A test is named by its file below tests/, and where that is too wide by "file::test"; the narrower
+name counts.
 """
 
 from __future__ import annotations
@@ -37,34 +38,42 @@ _OPCHECK = "seconds each, and what it looks at does not depend on the sizes"
 
 _REFERENCE = "a path of its own where ragged, reverse and projected meet"
 
+_CUDA = "backends/native/cuda"
+
 CORE = {
-    "test_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
-    "test_cuda_stepwise.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
-    "test_persistent_path.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
-    "test_triton_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
-    "test_persistent_backward.py": Rule(EACH_VALUE, _SIMULATED),
-    "test_persistent_backward.py::test_gradients": Rule(PAIRS, "a kernel for each cell and type"),
-    "test_persistent_forward.py": Rule(EACH_VALUE, _SIMULATED),
-    "test_persistent_forward.py::test_forward": Rule(PAIRS, "a kernel for each cell and type"),
+    "backends/test_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
+    f"{_CUDA}/test_stepwise.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
+    f"{_CUDA}/test_persistent_path.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
+    "backends/triton/test_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
+    f"{_CUDA}/test_persistent_backward.py": Rule(EACH_VALUE, _SIMULATED),
+    f"{_CUDA}/test_persistent_backward.py::test_gradients": Rule(
+        PAIRS, "a kernel for each cell and type"
+    ),
+    f"{_CUDA}/test_persistent_forward.py": Rule(EACH_VALUE, _SIMULATED),
+    f"{_CUDA}/test_persistent_forward.py::test_forward": Rule(
+        PAIRS, "a kernel for each cell and type"
+    ),
     "test_cells.py::test_step_is_that_of_torch": Rule(ALL, _LATE),
-    "test_both_directions.py::test_one_after_the_other_where_the_launch_is_refused": Rule(
+    f"{_CUDA}/test_both_directions.py::test_one_after_the_other_where_the_launch_is_refused": Rule(
         ALL, _LATE
     ),
-    "test_both_directions.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
-    "test_compile.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
-    "test_ops.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
-    "test_ops.py::test_opcheck_of_strided_operands": Rule(EACH_VALUE, _OPCHECK),
-    "test_ops.py::test_opcheck_of_half_types": Rule(EACH_VALUE, _OPCHECK),
-    "test_ops.py::test_opcheck_of_a_single_step": Rule(EACH_VALUE, _OPCHECK),
-    "test_cuda_marked.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
-    "test_compile_options.py": Rule(EACH_VALUE, _TRACED),
-    "test_compile_options.py::test_inductor": Rule(NONE, "half a minute; test_compile.py has one"),
-    "test_compile.py": Rule(EACH_VALUE, _TRACED),
-    "test_transforms_options.py": Rule(EACH_VALUE, "gradients of gradients in float64"),
-    "test_native_math.py::test_within_three_units_in_the_last_place": Rule(
+    f"{_CUDA}/test_both_directions.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "graph/test_compile.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "backends/native/test_ops.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "backends/native/test_ops.py::test_opcheck_of_strided_operands": Rule(EACH_VALUE, _OPCHECK),
+    "backends/native/test_ops.py::test_opcheck_of_half_types": Rule(EACH_VALUE, _OPCHECK),
+    "backends/native/test_ops.py::test_opcheck_of_a_single_step": Rule(EACH_VALUE, _OPCHECK),
+    f"{_CUDA}/test_marked.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "graph/test_compile_options.py": Rule(EACH_VALUE, _TRACED),
+    "graph/test_compile_options.py::test_inductor": Rule(
+        NONE, "half a minute; test_compile has one"
+    ),
+    "graph/test_compile.py": Rule(EACH_VALUE, _TRACED),
+    "backends/test_transforms_options.py": Rule(EACH_VALUE, "gradients of gradients in float64"),
+    "backends/native/test_math.py::test_within_three_units_in_the_last_place": Rule(
         EACH_VALUE, "each function and each level; millions of numbers each"
     ),
-    "test_triton_compile.py::test_no_kernel_spills": Rule(
+    "backends/triton/test_compile.py::test_no_kernel_spills": Rule(
         NONE, "minutes for each GPU; test_each_kernel_fits_at_its_largest is for one"
     ),
     "test_examples_options.py::"
@@ -76,16 +85,16 @@ CORE = {
 # One at a time, without other tests beside them.
 APART = {
     "test_threads.py": "counts the threads that work",
-    "test_native_team.py": "wants every member of a team to be running",
+    "backends/native/test_team.py": "wants every member of a team to be running",
     "test_distributed.py": "starts processes that wait for each other",
-    "test_benchmarks.py": "judges whether the machine is quiet",
-    "test_options_benchmark.py": "runs timed loops",
+    "benchmarks/test_benchmarks.py": "judges whether the machine is quiet",
+    "benchmarks/test_options.py": "runs timed loops",
 }
 
 
 def entry(item: pytest.Item, table: dict[str, Entry]) -> Entry | None:
     """Return what a table says of a test, or None."""
-    file = Path(item.path).name
+    file = Path(item.path).as_posix().rpartition("/tests/")[2]
     name = getattr(item, "originalname", item.name)
     return table.get(f"{file}::{name}", table.get(file))
 

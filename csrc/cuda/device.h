@@ -1,13 +1,27 @@
-// What the persistent path needs of the device itself beside the scan: what it has, and the lengths
-// of sequences put where kernels can read them.
+// What is asked of the device itself: a stream of work, what it has, and lengths of sequences put where
+// kernels can read them. Plain structs, no torch, no CUDA.
 #pragma once
 
 #include <cstdint>
-
-#include "plan.h"
+#include <stdexcept>
 
 namespace fused_rnn {
 namespace cuda {
+
+using Stream = void*;  // a cudaStream_t
+
+// Blocks that have to be there together do not fit on the device, or not now; nothing has run.
+struct LaunchRefused : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct DeviceFacts {
+  int capability = 0;             // 90: 9.0; of the device and of the code that runs there
+  int sms = 0;                    // that this process may use
+  std::int64_t shared_bytes = 0;  // that a block may have
+  bool cooperative = false;       // all blocks of a launch can be held on the device at once
+  int clusters[4] = {};  // of 1, 2, 4, 8 blocks, an SM's shared memory each, that run at once
+};
 
 // Of the current device, which is asked once.
 DeviceFacts device_facts();

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "steps.h"
+#include "device.h"
 
 namespace fused_rnn {
 namespace cuda {

@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda/*.cu with nvcc: what setup.py and the check of the kernels' resources share.
+"""Compiles the .cu files with nvcc: what setup.py and the check of the kernels' resources share.
 
 No kernel includes a torch header, so this needs nvcc alone: neither a GPU nor a CUDA build of
 torch, without which torch.utils.cpp_extension refuses to compile CUDA sources.
@@ -26,12 +26,13 @@ WERROR = ("-Werror", "all-warnings")
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter")
 
 OLDEST_RELEASE = (12, 0)
+CUDA = ROOT / "csrc" / "cuda"
 # Persistent kernels, which are large and for sm_80 and newer: compiled for no more than needed.
-LARGE_SOURCES = ("persistent_forward", "persistent_backward", "floor")
+LARGE = CUDA / "persistent"
 # What takes longest comes first.
-SOURCES = sorted(
-    (ROOT / "csrc" / "cuda").glob("*.cu"),
-    key=lambda path: (LARGE_SOURCES.index(path.stem) if path.stem in LARGE_SOURCES else 9, path),
+SOURCES = (
+    *(LARGE / f"{name}.cu" for name in ("forward", "backward", "floor")),
+    *sorted(set(CUDA.rglob("*.cu")).difference(LARGE.iterdir())),
 )
 # What was compiled, for the module or for the check of resources alike.
 CACHE = ROOT / "build" / "cuda"
@@ -150,7 +151,7 @@ def targets_of(source: Path, targets: list[Architecture]) -> list[Architecture]:
     Those are GPUs that it has no kernels for, and those on which code for an older one of the same
     generation runs, which is not so on Tegra.
     """
-    if source.stem not in LARGE_SOURCES:
+    if source.parent != LARGE:
         return targets
     plain = {int(t.number) for t in targets if t.number.isdecimal()}.difference(TEGRA)
 
@@ -167,8 +168,13 @@ def targets_of(source: Path, targets: list[Architecture]) -> list[Architecture]:
 
 def inputs(source: Path) -> list[Path]:
     """Return every file that a kernel's source may include, and the source."""
-    csrc, cuda = ROOT / "csrc", ROOT / "csrc" / "cuda"
-    return [*sorted([*csrc.glob("*.h"), *cuda.glob("*.h"), *cuda.glob("*.cuh")]), source]
+    csrc = ROOT / "csrc"
+    return [*sorted([*csrc.glob("*.h"), *CUDA.rglob("*.h"), *CUDA.rglob("*.cuh")]), source]
+
+
+def name(source: Path) -> str:
+    """Return a kernel source's name below csrc/cuda, as persistent/forward.cu."""
+    return source.relative_to(CUDA).as_posix()
 
 
 def digest(command: Iterable[str], files: Iterable[Path]) -> str:
@@ -202,7 +208,7 @@ def compile_object(
     command = [toolkit.nvcc, *flags, "-Xptxas", "-v", *gencode, "-c", str(source)]
     state = digest([toolkit.release, *command], inputs(source))
     names = "-".join(target.number + "p" * target.ptx for target in targets)
-    output = directory / f"{source.stem}.{names}.o"
+    output = directory / f"{name(source).replace('/', '-')}.{names}.o"
     record = output.with_suffix(".txt")
     known = record.read_text() if output.exists() and record.exists() else ""
     if not known.startswith(state):
@@ -213,7 +219,7 @@ def compile_object(
         seconds = time.monotonic() - begin
         known = state + "\n" + report
         record.write_text(known)
-        print(f"  {source.name} for {', '.join(t.number for t in targets)}: {seconds:.0f} s")
+        print(f"  {name(source)} for {', '.join(t.number for t in targets)}: {seconds:.0f} s")
         sys.stdout.flush()
     return Object(output, known)
 
@@ -227,7 +233,7 @@ def compile_objects(directory: Path = CACHE, *, werror: bool = False) -> list[Pa
     targets = architectures(os.environ.get("TORCH_CUDA_ARCH_LIST"), toolkit)
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     # The large ones take as long as all others together, so they share the cores.
-    threads = max(1, jobs // len(LARGE_SOURCES))
+    threads = max(1, jobs // len([source for source in SOURCES if source.parent == LARGE]))
 
     def compiled(source: Path) -> Path:
         mine = targets_of(source, targets)

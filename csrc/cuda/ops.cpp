@@ -6,8 +6,8 @@
 
 #include <Python.h>
 
-#include "both_directions.h"
-#include "marked_path.h"
+#include "cuda/persistent/both_directions.h"
+#include "cuda/stepwise/marked_path.h"
 
 namespace fused_rnn {
 namespace {

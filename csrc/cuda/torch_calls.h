@@ -1,4 +1,4 @@
-// What the stepwise path takes from PyTorch through the stable ABI: views, matrix products, sums, the
+// What the paths take from PyTorch through the stable ABI: views, matrix products, sums, the
 // current device and stream.
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "operands.h"
-#include "steps.h"
+#include "device.h"
 
 namespace fused_rnn {
 namespace cuda {

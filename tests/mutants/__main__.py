@@ -32,7 +32,7 @@ COPIES = ROOT / "build" / "mutants"
 MUTANTS = (*PYTHON, *TRITON, *CUDA, *CPU)
 SECONDS = 600  # for the tests of one; one that hangs has been noticed
 LEVEL = "avx512"
-INTERPRETED = "tests/test_triton_kernels.py"  # whole file in Triton's interpreter
+INTERPRETED = "tests/backends/triton/test_kernels.py"  # whole file in Triton's interpreter
 
 
 class Verdict(NamedTuple):

@@ -35,7 +35,7 @@ def measure(source: Path, number: str, toolkit: Toolkit) -> dict[str, Usage]:
     names = resources.readable(usage)
     if len(set(names.values())) != len(names):
         raise CudaBuildError(
-            f"{source.name} has kernels that differ only in namespace or arguments"
+            f"{nvcc.name(source)} has kernels that differ only in namespace or arguments"
         )
     return {names[mangled]: used for mangled, used in usage.items()}
 
@@ -44,7 +44,7 @@ def measure_all(toolkit: Toolkit, numbers: list[str]) -> Table:
     """Return the table of all kernels, a compiler on each core."""
     every = [Architecture(number) for number in numbers]
     work = [(source, a.number) for source in SOURCES for a in nvcc.targets_of(source, every)]
-    work.sort(key=lambda unit: unit[0].stem not in nvcc.LARGE_SOURCES)  # the long ones first
+    work.sort(key=lambda unit: unit[0].parent != nvcc.LARGE)  # the long ones first
     table: Table = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda unit: measure(*unit, toolkit), work)

@@ -17,7 +17,7 @@ from .core import Arrays, Results
 from .gates import DTYPES, EVERY_ARRAY, Buffers, Step
 from .simt.library import SIMT, Machine, machine
 
-KERNELS = (ROOT / "csrc" / "cuda" / "persistent_forward.cu", SIMT / "persistent_forward.cpp")
+KERNELS = (ROOT / "csrc/cuda/persistent/forward.cu", SIMT / "persistent_forward.cpp")
 MEMORY, CLUSTER = "memory", "cluster"  # where the blocks of a group meet
 
 

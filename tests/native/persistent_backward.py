@@ -18,7 +18,7 @@ from .gates import DTYPES, Buffers, Incoming, Step
 from .persistent import joined, visits
 from .simt.library import SIMT, Machine, machine
 
-KERNELS = (ROOT / "csrc" / "cuda" / "persistent_backward.cu", SIMT / "persistent_backward.cpp")
+KERNELS = (ROOT / "csrc/cuda/persistent/backward.cu", SIMT / "persistent_backward.cpp")
 MEETINGS = ("memory", "cluster", "clusters")  # as enum Meeting counts
 
 

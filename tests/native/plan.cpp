@@ -1,5 +1,5 @@
 // The plan of persistent kernels behind a C interface.
-#include "cuda/plan.h"
+#include "cuda/persistent/plan.h"
 
 #include <cstring>
 

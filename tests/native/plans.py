@@ -1,4 +1,4 @@
-"""Asks csrc/cuda/plan.h how a persistent kernel would lie on a device, made up or not."""
+"""Asks csrc/cuda/persistent/plan.h how a persistent kernel lies on a device, made up or not."""
 
 from __future__ import annotations
 

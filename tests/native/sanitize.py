@@ -94,7 +94,10 @@ def build_gates(name: str) -> Path:
 
 
 PERSISTENT = "persistent"
-TESTS = ("tests/test_persistent_forward.py", "tests/test_persistent_backward.py")
+TESTS = (
+    "tests/backends/native/cuda/test_persistent_forward.py",
+    "tests/backends/native/cuda/test_persistent_backward.py",
+)
 REPEATED = "test_the_order_of_threads_and_blocks_does_not_matter"  # the same accesses over again
 
 

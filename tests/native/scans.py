@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
-from operands import (
+
+from fused_rnn.backends import reference
+from tests.operands import (
     RAGGED,
     SHAPES,
     Shape,
@@ -13,8 +15,6 @@ from operands import (
     needing,
     ragged,
 )
-
-from fused_rnn.backends import reference
 
 from .core import GRADIENTS, Results, Scan
 

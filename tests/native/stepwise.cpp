@@ -1,8 +1,8 @@
 // The CUDA paths on the host bench: the ops of csrc/ops.h under a name of their own, for CPU tensors,
 // their kernels run by tests/native/simt on a device made up by a test.
 #define FUSED_RNN_HOST_BENCH
-#include "cuda/both_directions.h"
-#include "cuda/marked_path.h"
+#include "cuda/persistent/both_directions.h"
+#include "cuda/stepwise/marked_path.h"
 
 #include "ops.h"
 

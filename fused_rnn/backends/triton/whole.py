@@ -2,7 +2,7 @@
 
 A program keeps W_hh, padded to a power of two, in its registers, and moves it there by way of
 shared memory. Which sizes fit without spilling is known from compiling them, see
-``tests/test_triton_compile.py``; whether a device has the shared memory is asked of the device.
+``tests/backends/triton/test_compile.py``; whether a device has the shared memory is asked of it.
 """
 
 from __future__ import annotations

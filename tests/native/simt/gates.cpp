@@ -3,7 +3,7 @@
 #include <exception>
 #include <string>
 
-#include "cuda/steps.h"
+#include "cuda/stepwise/steps.h"
 
 namespace {
 

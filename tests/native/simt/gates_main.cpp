@@ -1,5 +1,5 @@
 // The fused gate kernels on arrays without an element to spare, for a build with sanitizers: every
-// kernel, cell and type. What they compute is tests/test_cuda_kernels.py's business; here every
+// kernel, cell and type. What they compute is tests/backends/native/cuda/test_gates.py's business; here every
 // output has to be written, and in every order the same.
 #include <algorithm>
 #include <cmath>
@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "cells.h"
-#include "cuda/marked.h"
-#include "cuda/steps.h"
+#include "cuda/stepwise/marked.h"
+#include "cuda/stepwise/steps.h"
 
 extern "C" void simt_set_order(std::uint64_t order);
 

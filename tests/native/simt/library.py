@@ -17,7 +17,9 @@ from ..build import NATIVE, ROOT, Target, UnbuildableError, Unit, build
 SIMT = Path(__file__).parent
 TOYS = (SIMT / "toys.cu",)
 CUDA = ROOT / "csrc" / "cuda"
-GATES = (CUDA / "gates.cu", CUDA / "marked.cu", SIMT / "gates.cpp")
+GATES = (CUDA / "stepwise/gates.cu", CUDA / "stepwise/marked.cu", SIMT / "gates.cpp")
+# The kernels that the CUDA paths call beside the scans of all steps.
+_OTHERS = ("stepwise/gates", "stepwise/marked", "lengths", "persistent/floor")
 MACHINE = (SIMT / "machine.cpp", SIMT / "block.cpp")
 
 # Fewer vectors than that are taken one unit at a time: few enough for both kinds of access at small
@@ -28,7 +30,7 @@ FLAGS = (
     *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden"),
     "-ffp-contract=off",  # which operations fuse would depend on the accesses that are compiled in
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),  # nvcc's unroll
-    *(f"-I{path}" for path in (ROOT / "csrc", ROOT / "csrc" / "cuda", SIMT)),
+    *(f"-I{path}" for path in (ROOT / "csrc", SIMT)),
     f"-DFUSED_RNN_FEW_THREADS={FEW_THREADS}",
 )
 # Set where tests run with the sanitizers' libraries preloaded: then kernels are sanitized too.
@@ -81,9 +83,9 @@ def stepwise_target() -> Target:
         *(f"-I{path}" for path in include_paths()),
     )
     units = (
-        *_units((CUDA / f"persistent_{run}.cu" for run in ("backward", "forward")), ()),
+        *_units((CUDA / "persistent" / f"{run}.cu" for run in ("backward", "forward")), ()),
         *_units((NATIVE / "stepwise.cpp",), ops),
-        *_units((CUDA / f"{name}.cu" for name in ("gates", "marked", "lengths", "floor")), ()),
+        *_units((CUDA / f"{name}.cu" for name in _OTHERS), ()),
         *_units(MACHINE, ()),
     )
     libraries = (f"-L{path}" for path in library_paths())

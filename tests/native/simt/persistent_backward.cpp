@@ -3,7 +3,7 @@
 #include <exception>
 #include <string>
 
-#include "cuda/plan.h"
+#include "cuda/persistent/plan.h"
 
 namespace {
 

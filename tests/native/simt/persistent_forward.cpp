@@ -4,7 +4,7 @@
 #include <exception>
 #include <string>
 
-#include "cuda/persistent.h"
+#include "cuda/persistent/params.h"
 
 namespace {
 

@@ -21,7 +21,7 @@
 #include <string>
 #include <type_traits>
 
-#include "cuda/steps.h"
+#include "cuda/device.h"
 
 #define __global__
 #define __device__

@@ -7,8 +7,8 @@
 #include <map>
 #include <string>
 
-#include "launch.cuh"
-#include "ptx.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
 
 namespace {
 

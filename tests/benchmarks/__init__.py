@@ -1,0 +1,1 @@
+"""The benchmark suite: what it measures and says, not how fast anything is."""

@@ -1,0 +1,115 @@
+"""torch.onnx.export over the layers: standard nodes, and what onnxruntime makes of them."""
+
+import importlib.util
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import fused_rnn
+from tests.twins import CELLS, example, leaves, states
+
+# The exporter that traces by torch.export, which torch takes by default, writes with onnxscript.
+EXPORTERS = [
+    pytest.param(
+        True,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("onnxscript") is None, reason="onnxscript is not installed"
+        ),
+        id="dynamo",
+    ),
+    pytest.param(False, id="torchscript"),
+]
+STACKS = [
+    ("LSTM", {"num_layers": 2, "bidirectional": True}, ["LSTM"] * 2),
+    ("LSTM", {"batch_first": True, "bias": False}, ["LSTM"]),
+    ("GRU", {"num_layers": 2, "bidirectional": True, "dropout": 0.5}, ["GRU"] * 2),
+    ("RNN", {}, ["RNN"]),
+    ("RNN", {"nonlinearity": "relu", "bidirectional": True}, ["RNN"]),
+]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning"),
+]
+
+
+class Model(nn.Module):
+    """A layer among others, with a state or without."""
+
+    def __init__(self, layer, **options):
+        super().__init__()
+        self.before = nn.Linear(3, 3)
+        self.rnn = getattr(fused_rnn, layer)(3, 4, **options)
+
+    def forward(self, x, *hx):
+        state = (hx if len(hx) == 2 else hx[0]) if hx else None
+        return tuple(leaves(self.rnn(torch.tanh(self.before(x)), state)))
+
+
+def arguments(model, steps, n, stateful):
+    x = torch.randn(*((n, steps) if model.rnn.batch_first else (steps, n)), 3)
+    return (x, *(leaves(states(model.rnn, n)) if stateful else ()))
+
+
+def exported(model, args, file, dynamo):
+    """Write the model for any length and batch, and return what is in the file."""
+    names = ["x", "h0", "c0"][: len(args)]
+    axes = ["n", "steps"] if getattr(model, "rnn", model).batch_first else ["steps", "n"]
+    if dynamo:
+        # Dim.AUTO finds out that the batches are one.
+        of_states = tuple({1: Dim.AUTO} for _ in args[1:])
+        sizes = ({0: Dim.AUTO, 1: Dim.AUTO}, *([of_states] if of_states else []))
+        how = {"dynamic_shapes": sizes, "verbose": False}
+    else:
+        how = {"dynamic_axes": {"x": dict(enumerate(axes)), "h0": {1: "n"}, "c0": {1: "n"}}}
+        how["dynamic_axes"] = {name: how["dynamic_axes"][name] for name in names}
+    torch.onnx.export(model, args, file, input_names=names, dynamo=dynamo, **how)
+    return onnx.load(file)
+
+
+def run(file, args):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    given = {name: t.numpy() for name, t in zip(names, args, strict=True)}
+    return [torch.from_numpy(t) for t in session.run(None, given)]
+
+
+@pytest.mark.parametrize("dynamo", EXPORTERS)
+@pytest.mark.parametrize("stateful", [False, True], ids=["zeros", "state"])
+@pytest.mark.parametrize(("layer", "options", "expected"), STACKS)
+def test_standard_nodes_for_any_length_and_batch(
+    layer, options, expected, stateful, dynamo, tmp_path
+):
+    model = Model(layer, **options).eval()
+    file = str(tmp_path / "model.onnx")
+    program = exported(model, arguments(model, 5, 3, stateful), file, dynamo)
+    onnx.checker.check_model(program)
+    nodes = [node for node in program.graph.node if node.op_type in ("LSTM", "GRU", "RNN", "Loop")]
+    assert [node.op_type for node in nodes] == expected
+    assert {node.domain for node in nodes} == {""}
+    with torch.no_grad():
+        for steps, n in ((5, 3), (9, 2), (2, 7)):
+            args = arguments(model, steps, n, stateful)
+            torch.testing.assert_close(run(file, args), list(model(*args)))
+
+
+@pytest.mark.parametrize("dynamo", EXPORTERS)
+@pytest.mark.parametrize("name", CELLS)
+def test_cells(name, dynamo, tmp_path):
+    cell, file, x = getattr(fused_rnn, name)(3, 4).eval(), str(tmp_path / "m.onnx"), example(name)
+    torch.onnx.export(cell, (x,), file, dynamo=dynamo, input_names=["x"])
+    with torch.no_grad():
+        torch.testing.assert_close(run(file, (x,)), leaves(cell(x)))
+
+
+@pytest.mark.parametrize("dynamo", EXPORTERS[:1])
+def test_a_projection_is_written_step_by_step(dynamo, tmp_path):
+    model, file = fused_rnn.LSTM(3, 4, proj_size=2).eval(), str(tmp_path / "m.onnx")
+    x = torch.randn(4, 2, 3)
+    torch.onnx.export(model, (x,), file, dynamo=dynamo, verbose=False, input_names=["x"])
+    with torch.no_grad():
+        torch.testing.assert_close(run(file, (x,)), leaves(model(x)))

@@ -1,0 +1,170 @@
+"""step(): the same layers one step at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fused_rnn
+from fused_rnn import functional
+from fused_rnn.backends import BACKENDS
+from tests.twins import CONFIGURED, LAYERS, leaves, states
+
+T, N, I, H = 5, 3, 3, 4  # noqa: E741
+ONE_WAY = [case for case in CONFIGURED if not case.values[1].get("bidirectional")]
+
+
+def run_steps(module, x, state):
+    outputs = []
+    for step in x:
+        output, state = module.step(step, state)
+        outputs.append(output)
+    return torch.stack(outputs), state
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if not BACKENDS[b].available()])
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
+@pytest.mark.parametrize(("layer", "options"), ONE_WAY)
+def test_equal_to_the_sequence_call(layer, options, given, batched, backend, device):
+    module = getattr(fused_rnn, layer)(I, H, **options).double().to(device)
+    n = N if batched else None
+    x = torch.randn(T, *(N,) * batched, I, dtype=torch.float64, device=device, requires_grad=True)
+    hx = states(module, n, torch.float64) if given else None
+    for state in leaves(hx) if given else []:
+        state.requires_grad_()
+    first = batched and module.batch_first
+    with fused_rnn.use_backend(backend):
+        y, after = module(x.transpose(0, 1) if first else x, hx)
+        outputs, state = run_steps(module, x, hx)
+    expected = [y.transpose(0, 1) if first else y, *leaves(after)]
+    found = [outputs, *leaves(state)]
+    torch.testing.assert_close(found, expected)
+    of = [x, *module.parameters(), *(leaves(hx) if given else [])]
+    weights = [torch.randn_like(t) for t in expected]
+    torch.testing.assert_close(
+        torch.autograd.grad(found, of, weights), torch.autograd.grad(expected, of, weights)
+    )
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_goes_on_where_a_sequence_ended(layer):
+    module = getattr(fused_rnn, layer)(I, H, 2)
+    x = torch.randn(T, N, I)
+    expected = module(x)[0]
+    _, state = module(x[:3])
+    output, state = module.step(x[3], state)
+    torch.testing.assert_close(output, expected[3])
+    torch.testing.assert_close(module(x[4:], state)[0][0], expected[4])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_dtypes(dtype):
+    module = fused_rnn.GRU(I, H, 2, dtype=dtype)
+    x = torch.randn(T, N, I).to(dtype)
+    outputs, state = run_steps(module, x, None)
+    assert outputs.dtype == state.dtype == dtype
+    y, h_n = module(x)
+    bound = {"rtol": 0, "atol": 2e-2 if dtype == torch.bfloat16 else 1e-6}
+    torch.testing.assert_close((outputs, state), (y, h_n), **bound)
+
+
+@pytest.mark.parametrize("given", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_autocast(layer, given, device):
+    module = getattr(fused_rnn, layer)(I, H, 2).to(device)
+    x, hx = torch.randn(N, I, device=device), None
+    if given is not None:
+        hx = states(module, N, given)
+    with torch.autocast(device, torch.bfloat16):
+        output, state = module.step(x, hx)
+        expected, after = module(x[None], hx)
+    torch.testing.assert_close(output, expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(leaves(state), leaves(after), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}], ids=["cells", "sequence"])
+def test_hooks_do_not_fire(options):
+    module, fired = fused_rnn.LSTM(I, H, **options), []
+    module.register_forward_hook(lambda *_: fired.append(True))
+    module.step(torch.randn(N, I))
+    assert not fired
+
+
+def test_dropout_between_the_layers():
+    module = fused_rnn.LSTM(I, 50, 2, dropout=0.5)
+    x = torch.randn(N, I)
+    assert not torch.equal(module.step(x)[0], module.step(x)[0])
+    torch.manual_seed(1)
+    expected = module(x[None])[0][0]
+    torch.manual_seed(1)
+    torch.testing.assert_close(module.step(x)[0], expected)
+    module.eval()
+    torch.testing.assert_close(module.step(x)[0], module(x[None])[0][0])
+
+
+def test_one_cell_for_each_layer():
+    """A step makes no sequence of its input: no scan of layers runs."""
+    module = fused_rnn.GRU(I, H, 3)
+    with torch.no_grad(), fused_rnn.backends.record() as records:
+        module.step(torch.randn(N, I))
+    assert [(r.problem.T, r.problem.N) for r in records] == [(1, N)] * 3
+
+
+def test_learned_state_through_compile():
+    module = fused_rnn.LSTM(I, H, 2, learn_initial_state=True)
+    with torch.no_grad():
+        module.h0.uniform_(-1, 1)
+        module.c0.uniform_(-1, 1)
+
+    def generate(x):
+        output, state = module.step(x)
+        return module.step(output[:, :I], state)
+
+    x = torch.randn(N, I)
+    found = torch.compile(generate, backend="eager")(x)
+    torch.testing.assert_close(leaves(found), leaves(generate(x)))
+
+
+def test_a_bidirectional_layer_has_no_steps():
+    with pytest.raises(RuntimeError, match="step: a bidirectional layer begins at both ends"):
+        fused_rnn.GRU(I, H, bidirectional=True).step(torch.randn(N, I))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_mistakes_get_torchs_words(layer):
+    module = getattr(fused_rnn, layer)(I, H, 2)
+    with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
+        module.step(torch.randn(N, I + 1))
+    with pytest.raises(RuntimeError, match="Expected hidden"):
+        module.step(torch.randn(N, I), states(module, N + 1))
+    one_layer = getattr(fused_rnn, layer)(I, H)
+    with pytest.raises(RuntimeError, match="Expected hidden"):
+        module.step(torch.randn(N, I), states(one_layer, N))
+    with pytest.raises(RuntimeError, match="2-D"):
+        module.step(torch.randn(N, I), states(module, None))
+    scalar = (torch.tensor(0.0),) * 2 if layer == "LSTM" else torch.tensor(0.0)
+    with pytest.raises(RuntimeError, match="0-D"):
+        module.step(torch.randn(N, I), scalar)
+    with pytest.raises(RuntimeError, match="0-D"):
+        module.step(torch.randn(I), scalar)
+    with pytest.raises(TypeError, match="step: input should be a tensor, got: list"):
+        module.step([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="step: input should be 1-D or 2-D, got 3-D"):
+        module.step(torch.randn(1, N, I))
+
+
+def test_equal_to_the_functional_cell():
+    module = fused_rnn.LSTM(I, H)
+    x, (h, c) = torch.randn(N, I), states(module, N)
+    output, state = module.step(x, (h, c))
+    expected = functional.lstm_cell(x, (h[0], c[0]), *module.parameters())
+    torch.testing.assert_close((output, state[1][0]), expected, rtol=0, atol=0)
+
+
+def test_an_unbatched_step_of_a_projection_with_the_batch_first():
+    module = fused_rnn.LSTM(I, H, proj_size=2, batch_first=True).double()
+    x = torch.randn(T, I, dtype=torch.float64)
+    output, state = run_steps(module, x, None)
+    expected, after = module(x)
+    torch.testing.assert_close((output, state), (expected, after))

@@ -1,0 +1,1 @@
+"""Differentiation, autocast, lengths and resets, for every backend at once."""
