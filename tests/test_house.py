@@ -61,7 +61,7 @@ MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def imports(path: Path) -> set[str]:
-    """Return the modules of ours that a module imports anywhere in it, by their names below ours."""
+    """Return the modules of ours that a module imports anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
