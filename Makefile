@@ -33,7 +33,9 @@ export PYTHONPATH := $(CURDIR)
 
 NATIVE := fused_rnn/_C.abi3.so
 CUDA_NATIVE := fused_rnn/_C_cuda.abi3.so
-SOURCES := setup.py $(shell find csrc -type f -not -name '*.txt' -not -path '*__pycache__*')
+# Of the CPU's module. What nvcc compiles, `make cuda` knows by itself.
+SOURCES := setup.py csrc/cuda/nvcc.py \
+           $(shell find csrc -type f -not -path 'csrc/cuda/*' -not -path '*__pycache__*')
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 # The oldest Triton that is served. Its interpreter does not know what NumPy 2.4 has changed.
@@ -125,10 +127,11 @@ $(NATIVE): $(SOURCES) build/level | $(READY)
 	  { tail -n 40 build/log.txt; exit 1; }
 	@touch $@
 
-# Changes when another choice of levels is to be built.
+# Changes when another choice of levels, or other flags, are asked for.
 build/level: force
 	@mkdir -p build
-	@echo "$(LEVEL)" | cmp -s - $@ || echo "$(LEVEL)" > $@
+	@echo "$(strip $(LEVEL) $(FUSED_RNN_CXXFLAGS))" | cmp -s - $@ || \
+	  echo "$(strip $(LEVEL) $(FUSED_RNN_CXXFLAGS))" > $@
 
 .venv/ready: Makefile
 	@command -v python3 > /dev/null || { echo "make needs python3 (3.10 or newer) on the PATH."; exit 1; }
