@@ -20,7 +20,7 @@ from benchmarks.harness import CaseResult, Harness, PeerResult
 from benchmarks.memory import PeakMemory
 from benchmarks.peers import BASELINE, OURS, OnnxRuntime, Prepared, Settings
 from benchmarks.progress import Progress
-from benchmarks.report import Run, read_json, render, write_json
+from benchmarks.report import Run, render, write_json
 from benchmarks.timing import Timing, time_interleaved
 from benchmarks.workload import build
 
