@@ -86,7 +86,7 @@ bench: build
 # The documentation site, in build/docs. A warning is an error, and so is a link that leads nowhere.
 docs: $(READY) $(DOCS_READY)
 	rm -rf build/docs
-	$(PYTHON) -m sphinx -n -W --keep-going -q -b html -d build/doctrees docs build/docs
+	$(PYTHON) -m sphinx -E -n -W --keep-going -q -b html -d build/doctrees docs build/docs
 	$(PYTHON) docs/check_links.py build/docs
 
 lint: $(READY)

@@ -80,7 +80,7 @@ def cases(run: Run) -> list[str]:
         heads += [f"over {name}" for name in peers]
         lines += [f"### {title[0].upper()}{title[1:]}", "", _row(heads), _row(["---"] * len(heads))]
         for result in group:
-            label = f"{result.case.cell} {result.case.label}"
+            label = f"`{result.case.cell} {result.case.label}`"
             if result.failure:
                 lines.append(_row([label, f"failed: {result.failure}"] + [""] * (len(heads) - 2)))
                 continue

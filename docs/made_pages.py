@@ -28,18 +28,29 @@ def _summaries() -> list[str]:
     for name, run in tables.full_runs().items():
         picture = _PICTURES / f"{Path(name).stem}.svg"
         plots.plot(run, picture)
-        lines += [f"## {tables.machine(vars(run))}", "", *tables.summary(run), ""]
-        lines += [f"![Speed-up of every case](../build/docs-pictures/{picture.name})", ""]
+        lines += [f"## {Path(name).stem}", "", tables.machine(vars(run)) + ".", ""]
+        lines += [*tables.summary(run), "", *_picture(picture.name)]
         slower = tables.losses(run)
         lines += [f"### Where it is slower ({len(slower) - 2})", "", *slower, ""]
         lines += [f"Everything, with spreads: [the JSON](../benchmarks/results/{name}).", ""]
     return lines
 
 
+def _picture(name: str) -> list[str]:
+    """Return a picture that leads to itself, as large as one likes."""
+    return [
+        f"```{{image}} ../build/docs-pictures/{name}",
+        ":alt: times faster than torch.nn, case by case",
+        f":target: _images/{name}",
+        "```",
+        "",
+    ]
+
+
 def _cases() -> list[str]:
     lines = []
-    for run in tables.full_runs().values():
-        lines += [f"## {tables.machine(vars(run))}", "", *tables.cases(run)]
+    for name, run in tables.full_runs().items():
+        lines += [f"## {Path(name).stem}", "", *tables.cases(run)]
     return lines
 
 

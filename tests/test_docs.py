@@ -86,7 +86,7 @@ def test_every_page_is_in_the_contents():
     contents = "\n".join(re.findall(r"```{toctree}\n(.*?)```", PAGES["docs/index.md"], re.DOTALL))
     pages = {path.relative_to(ROOT / "docs").with_suffix("").as_posix()
              for path in (ROOT / "docs").rglob("*.md")}  # fmt: skip
-    assert pages - {"index"} == set(re.findall(r"^[\w/]+$", contents, re.MULTILINE))
+    assert pages - {"index"} == set(re.findall(r"^(?:.* <)?([\w/]+)>?$", contents, re.MULTILINE))
 
 
 def test_figures_of_the_readme_are_those_of_the_newest_run():

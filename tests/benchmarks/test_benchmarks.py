@@ -52,7 +52,7 @@ def test_a_committed_run_is_read_as_it_was_written(tmp_path):
 def test_tables_have_every_case_and_every_loss():
     for run in tables.full_runs().values():
         everything = "\n".join(tables.cases(run))
-        assert all(f"| {r.case.cell} {r.case.label} |" in everything for r in run.results)
+        assert all(f"| `{r.case.cell} {r.case.label}` |" in everything for r in run.results)
         slower = {r.case.id for r in run.results if (s := r.speedup()) is not None and s < 1}
         named = {line.split("`")[1] for line in tables.losses(run) if f"| {BASELINE} |" in line}
         assert named == slower
