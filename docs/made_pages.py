@@ -70,21 +70,23 @@ _PARTS: dict[str, Callable[[], list[str]]] = {
 
 
 def _file(path: Path) -> str:
-    """Return a file's text, its links as they are seen from docs/."""
+    """Return a file's text, its links as they are seen from docs/; a folder is no link there."""
 
     def seen_from_docs(match: re.Match[str]) -> str:
-        text, target = match.groups()
+        text, target, anchor = match.groups(default="")
         there = (path.parent / target).resolve()
-        if there.is_dir() or not there.exists():
-            return text if there.is_dir() else match[0]
-        for page, of in _FILES.items():
-            if there == of:
-                return f"[{text}]({page}.md)"
+        pages = {of: f"{page}.md" for page, of in _FILES.items()}
+        if there.is_dir():
+            return text
+        if there in pages:
+            return f"[{text}]({pages[there]}{anchor})"
         if there.is_relative_to(_ROOT / "docs"):
-            return f"[{text}]({there.relative_to(_ROOT / 'docs')})"
-        return f"{{download}}`{text} <../{there.relative_to(_ROOT)}>`"
+            return f"[{text}]({there.relative_to(_ROOT / 'docs')}{anchor})"
+        return (
+            f"{{download}}`{text} <../{there.relative_to(_ROOT)}>`" if there.exists() else match[0]
+        )
 
-    return re.sub(r"\[([^\]]+)\]\(([^)#:\s]+)\)", seen_from_docs, path.read_text())
+    return re.sub(r"\[([^\]]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)", seen_from_docs, path.read_text())
 
 
 def _read(app: Sphinx, page: str, source: list[str]) -> None:

@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 
 
 def _mathml(node: nodes.Element, block: bool = False) -> str:
-    # Within \\text an underscore is one, escaped or not; docutils would show the backslash.
+    # Within \text an underscore is one, escaped or not; docutils would show the backslash.
     source = re.sub(r"\\text\{[^}]*\}", lambda text: text[0].replace("\\_", "_"), node.astext())
     return tex2mathml(source, as_block=block)
 
