@@ -82,9 +82,9 @@ def _file(path: Path) -> str:
             return f"[{text}]({pages[there]}{anchor})"
         if there.is_relative_to(_ROOT / "docs"):
             return f"[{text}]({there.relative_to(_ROOT / 'docs')}{anchor})"
-        return (
-            f"{{download}}`{text} <../{there.relative_to(_ROOT)}>`" if there.exists() else match[0]
-        )
+        if not there.exists():
+            return match[0]
+        return f"{{download}}`{text.strip('`')} <../{there.relative_to(_ROOT)}>`"
 
     return re.sub(r"\[([^\]]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)", seen_from_docs, path.read_text())
 

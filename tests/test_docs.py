@@ -1,6 +1,5 @@
 """Every example in the documentation runs: the code of README.md and docs/, the docstrings'."""
 
-import ast
 import doctest
 import re
 from functools import partial
@@ -108,6 +107,47 @@ def test_no_speed_is_typed_in(page):
     assert re.findall(r"\d(?:\.\d+)?x\b|\d times faster", PAGES[page]) == []
 
 
-@pytest.mark.parametrize("name", ["conf", "made_pages", "mathml", "check_links"])
-def test_files_of_the_site_are_python(name):
-    assert ast.get_docstring(ast.parse((ROOT / "docs" / f"{name}.py").read_text()))
+def from_docs(name: str):
+    """Import a file of docs/, which is no package."""
+    spec = util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_check_of_links_finds_what_is_broken(tmp_path):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "index.html").write_text(
+        "<h1 id='top'><a href='#top'></a><a href='#bottom'></a><a href='inside/page.html#here'></a>"
+        "<a href='inside/page.html#there'></a><img src='picture.png'><a href='https://far.away'></a>"
+    )
+    (tmp_path / "inside" / "page.html").write_text("<p id='here'><a href='../index.html#top'></a>")
+    wrong, outside = from_docs("check_links").check(tmp_path)
+    assert wrong == [
+        "index.html: #bottom: no such anchor",
+        "index.html: inside/page.html#there: no such anchor",
+        "index.html: picture.png: no such file",
+    ]
+    assert outside == {"https://far.away"}
+
+
+def test_links_of_a_file_of_the_root_are_those_of_its_page():
+    pytest.importorskip("sphinx", reason="sphinx is not installed: make docs installs it")
+    made = from_docs("made_pages")
+    readme = made._file(ROOT / "README.md")
+    assert "[install](install.md)" in readme
+    assert "[the result files](measuring.md)" in readme
+    assert "(docs/" not in readme
+
+
+@pytest.mark.parametrize("part", ["summaries", "cases", "options"])
+def test_tables_and_pictures_are_made(part, tmp_path, monkeypatch):
+    pytest.importorskip("sphinx", reason="sphinx is not installed: make docs installs it")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    made = from_docs("made_pages")
+    monkeypatch.setattr(made, "_PICTURES", tmp_path)
+    text = "\n".join(made._PARTS[part]())
+    runs = tables.option_runs() if part == "options" else tables.full_runs()
+    assert all(Path(name).stem in text for name in runs)
+    pictures = {path.stem for path in tmp_path.iterdir()}
+    assert pictures == ({Path(name).stem for name in runs} if part == "summaries" else set())
