@@ -89,7 +89,7 @@ def test_every_page_is_in_the_contents():
 
 
 def test_figures_of_the_readme_are_those_of_the_newest_run():
-    run = next(iter(tables.full_runs().values()))
+    run = next(run for run in tables.full_runs().values() if "gpu" not in run.machine)
     shown = [line for line in README.splitlines() if re.search(r"\d+\.\d+x", line)]
     assert len(shown) == 4
     assert set(shown) <= set(tables.summary(run))
