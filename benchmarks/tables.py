@@ -75,7 +75,8 @@ def cases(run: Run) -> list[str]:
         group = [result for result in run.ordered if result.case.kind == kind]
         if not group:
             continue
-        peers = [name for name in group[0].peers if name not in (OURS, BASELINE)]
+        named = dict.fromkeys(name for result in group for name in result.peers)
+        peers = [name for name in named if name not in (OURS, BASELINE)]
         heads = ["case", BASELINE, "spread", OURS, "spread", "speed-up"]
         heads += [f"over {name}" for name in peers]
         lines += [f"### {title[0].upper()}{title[1:]}", "", _row(heads), _row(["---"] * len(heads))]
