@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .bar import Verdict, geometric_mean
-from .cases import KINDS
+from .cases import KINDS, Case, Shape
 from .harness import CaseResult, PeerResult
 from .kernels import KernelResult
 from .peers import BASELINE, OURS, PEERS
 from .text import BOLD, RED, Paint, bar_table, duration, ratio, skips
+from .timing import Timing
 
 _SCHEMA = 1
 
@@ -106,6 +107,34 @@ def _peer_json(peer: PeerResult, result: CaseResult, run: Run) -> dict[str, Any]
     if peer.activation_bytes is not None:
         found["activation_bytes"] = peer.activation_bytes
     return found | {"error": peer.error, "peak_bytes": peer.peak_bytes, "notes": peer.notes}
+
+
+def read_json(path: Path) -> Run:
+    """Return the run that :func:`write_json` wrote."""
+    document = json.loads(path.read_text())
+    if document.get("schema") != _SCHEMA:
+        raise ValueError(f"{path.name}: no run of schema {_SCHEMA}")
+    described = ("machine", "versions", "commit", "settings", "rates", "created", "seconds")
+    return Run(
+        **{name: document[name] for name in described},
+        results=[_case_of(entry) for entry in document["cases"]],
+        verdicts=[Verdict(**_fields(Verdict, entry)) for entry in document["bar"]],
+        kernels=[KernelResult(**entry) for entry in document.get("kernels", ())],
+    )
+
+
+def _case_of(entry: dict[str, Any]) -> CaseResult:
+    case = Case(entry["cell"], entry["kind"], Shape(**entry["shape"]), dtype=entry["dtype"])
+    peers = {}
+    for name, found in entry["peers"].items():
+        timing = Timing(**_fields(Timing, found)) if "median_s" in found else None
+        peers[name] = PeerResult(**_fields(PeerResult, found), timing=timing)
+    return CaseResult(case, peers, entry["failure"], entry["other_work"])
+
+
+def _fields(kind: type, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what is a field of a dataclass, without what was computed from the fields."""
+    return {field.name: entry[field.name] for field in fields(kind) if field.name in entry}
 
 
 def render(run: Run, colour: bool = False) -> str:
