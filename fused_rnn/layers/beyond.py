@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,17 @@ from torch.nn.utils.rnn import PackedSequence
 from fused_rnn.backends import transforms
 from fused_rnn.layers.gates import gates_of_layers
 from fused_rnn.layers.options import Options
+from fused_rnn.scans.checks import check_bool
 from fused_rnn.scans.stack import outside_the_graph, run_cell
 
-__all__ = ["Beyond"]
+__all__ = ["Beyond", "PackedStates", "State"]
+
+# The state of a layer: a tensor h, of an LSTM a pair h, c. And those of every packed element.
+State = TypeVar("State")
+PackedStates = TypeVar("PackedStates")
 
 
-class Beyond(nn.RNNBase):
+class Beyond(nn.RNNBase, Generic[State, PackedStates]):
     """The part of LSTM, GRU and RNN that a layer of torch.nn has no counterpart for."""
 
     # On the class, for layers that were torch.nn's until convert() came by.
@@ -33,6 +38,8 @@ class Beyond(nn.RNNBase):
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_bool("learn_initial_state", learn_initial_state)
+        check_bool("recompute", recompute)
         super().__init__(*args, **kwargs)
         if recompute:
             self.recompute = True
@@ -63,7 +70,7 @@ class Beyond(nn.RNNBase):
             )
         return super().__prepare_scriptable__()
 
-    def step(self, input: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def step(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         r"""Run all layers for one step: for input that arrives, or is generated, step by step.
 
         The weights are those of the sequence call, and its results are these, step by step. Between
@@ -156,7 +163,7 @@ class Beyond(nn.RNNBase):
     def gates(
         self,
         input: Tensor,
-        hx: Any = None,
+        hx: State | None = None,
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
@@ -212,6 +219,8 @@ class Beyond(nn.RNNBase):
         resets: Tensor | None,
         return_states: bool,
     ) -> tuple[Any, ...]:
+        check_bool("return_states", return_states)
+        check_bool("recompute", self.recompute)
         asked = lengths is not None or resets is not None or return_states
         packed = isinstance(input, PackedSequence)
         if packed and torch.compiler.is_compiling():

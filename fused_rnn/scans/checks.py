@@ -23,6 +23,7 @@ __all__ = [
     "Stack",
     "cell_fits",
     "check_batch_sizes",
+    "check_bool",
     "check_weights",
     "foreign",
     "misfit",
@@ -193,6 +194,16 @@ def check_weights(
                     f"{name} should be {tuple(shape)}, {dtype}, on {device}; "
                     f"it is {tuple(w.shape)}, {w.dtype}, on {w.device}"
                 )
+
+
+def check_bool(name: str, value: object) -> None:
+    """Check that an option is True or False, as torch.nn does where it checks one.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
 def check_batch_sizes(x: Tensor, batch_sizes: Tensor) -> list[int]:
