@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 
 from fused_rnn import modules
 
-_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+Table = dict[type[nn.Module], type[nn.Module]]
+_FUSED: Table = {
     nn.LSTM: modules.LSTM,
     nn.GRU: modules.GRU,
     nn.RNN: modules.RNN,
@@ -125,7 +126,7 @@ def revert(model: Model, *, report: Report | bool | None = None) -> Model:
 
 def _swap(
     model: Model,
-    table: dict[type[nn.Module], type[nn.Module]],
+    table: Table,
     report: Report | bool | None,
 ) -> Model:
     if not isinstance(model, nn.Module):
@@ -166,9 +167,7 @@ def _is_quantized(cls: type) -> bool:
     return cls.__module__.startswith("torch.ao.nn.")
 
 
-def reason_to_leave(
-    module: nn.Module, table: dict[type[nn.Module], type[nn.Module]] = _FUSED
-) -> str | None:
+def reason_to_leave(module: nn.Module, table: Table = _FUSED) -> str | None:
     """Return None, or why a swap by ``table`` leaves a recurrent module alone."""
     cls = type(module)
     base = _unparametrized(cls)
@@ -196,7 +195,7 @@ def _unparametrized(cls: type) -> type:
     return cls.__bases__[0] if cls.__module__ == parametrize.__name__ else cls
 
 
-def _counterpart(cls: type, table: dict[type[nn.Module], type[nn.Module]]) -> type:
+def _counterpart(cls: type, table: Table) -> type:
     """Return what ``cls`` is to become; parametrizations' class is made anew on the other base."""
     base = _unparametrized(cls)
     if base is cls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_true_prints(swap: Callable[..., nn.Module], capsys: pytest.CaptureFixtu
 def test_what_is_no_report_changes_nothing(report: object) -> None:
     model = nn.Sequential(nn.LSTM(I, H), fused_rnn.GRU(I, H))
     for swap in (fused_rnn.convert, fused_rnn.revert):
-        with pytest.raises(TypeError, match="^report should be a function or True, got: "):
+        with pytest.raises(TypeError, match=r"^report should be a function or True, got: "):
             swap(model, report=report)
         assert [type(m) for m in model] == [nn.LSTM, fused_rnn.GRU]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -57,6 +58,34 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
         for state in self._initial():
             if state is not None:
                 nn.init.zeros_(state)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        found = [key for key in (f"{prefix}h0", f"{prefix}c0") if key in unexpected_keys]
+        if found:
+            # An error if loading is strict, which it is not known to be here.
+            warnings.warn(
+                f"the state_dict has a learned initial state ({', '.join(found)}), and the layer "
+                "has none: make it with learn_initial_state=True to load it",
+                stacklevel=2,
+            )
 
     def extra_repr(self) -> str:
         """Return torch.nn's, and the options that are on."""
