@@ -166,6 +166,7 @@ def _row(name: str, entry: Record) -> Row:
 def _others(entry: Record, shown: str) -> dict[str, str]:
     """Return the reasons that were given, and those of the backends that nobody asked."""
     reasons, passed = {}, False
+    assert entry.problem is not None
     for name, backend in BACKENDS.items():
         if name == entry.backend:
             passed = True

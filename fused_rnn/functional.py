@@ -6,7 +6,7 @@ parameters and with torch.nn's argument checks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
@@ -134,7 +134,7 @@ def lstm(
         "lstm", input, h0, c0, weights, bidirectional, dropout, training, batch_first, batch_sizes,
         options,
     )  # fmt: skip
-    return (output, (h_n, c_n), steps) if return_states else (output, (h_n, c_n))
+    return (output, (h_n, c_n)) if steps is None else (output, (h_n, c_n), steps)
 
 
 @overload
@@ -199,7 +199,7 @@ def gru(
         "gru", input, hx, None, weights, bidirectional, dropout, training, batch_first, batch_sizes,
         options,
     )  # fmt: skip
-    return (output, h_n, steps[0]) if return_states else (output, h_n)
+    return (output, h_n) if steps is None else (output, h_n, steps[0])
 
 
 @overload
@@ -267,7 +267,7 @@ def rnn(
         _rnn_name(nonlinearity), input, hx, None, weights, bidirectional, dropout, training,
         batch_first, batch_sizes, options,
     )  # fmt: skip
-    return (output, h_n, steps[0]) if return_states else (output, h_n)
+    return (output, h_n) if steps is None else (output, h_n, steps[0])
 
 
 def lstm_cell(
@@ -408,8 +408,8 @@ def _rnn_name(nonlinearity: str) -> str:
 
 
 def _checked_cell(
-    cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+    cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Any
+) -> tuple[Tensor, Any]:
     if torch.compiler.is_compiling():
         return torch_cell(cell, x, h, c, *weights)
     state = run_cell(cell, x, h, c, *weights)
@@ -432,6 +432,9 @@ def _checked_stack(
     batch_sizes: Tensor | None,
     asked: _Asked | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Steps | None]:
+    run: Callable[..., Any]
+    n: Any
+    result: Any
     compiling = torch.compiler.is_compiling()
     for name, option in (
         ("bidirectional", bidirectional),
@@ -494,7 +497,7 @@ def _checked_stack(
             h0, c0 = _begun(options, stack, x, h0, c0, n)
         result = torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
         torch_ran(reason)
-        if kernels_only:
+        if options is not None and kernels_only:
             options.check_ran()
     y, h_n, c_n = result
     steps = None if options is None else options.steps

@@ -118,8 +118,8 @@ class LSTM(Layers[tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]])
         """See the class."""
 
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def _states(self, hx: Any) -> tuple[Tensor | None, Tensor | None] | None:
         if hx is None:
@@ -287,7 +287,7 @@ class LSTMCell(Cell, nn.LSTMCell):
         """Run one step."""
         if torch.compiler.is_compiling():
             return super().forward(input, hx)
-        state = None
+        state: Any = None
         if hx is None:
             state = self._step("lstm", input, None, None, True)
         elif isinstance(hx, (tuple, list)) and len(hx) == 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,16 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
     learn_initial_state: bool = False
     recompute: bool = False
 
+    if TYPE_CHECKING:  # what a layer that learns has, and what Layers has
+        h0: nn.Parameter
+        c0: nn.Parameter
+
+        def _states(self, hx: Any) -> tuple[Tensor | None, Tensor | None] | None: ...
+        def _weights(self) -> list[list[Any]]: ...
+        def _by_torch(self, input: Any, hx: Any, reason: str) -> Any: ...
+        def _forward_dense(self, input: Any, hx: Any, run: Callable[..., Any]) -> Any: ...
+        def _forward_packed(self, input: Any, hx: Any, run: Callable[..., Any]) -> Any: ...
+
     def __init__(
         self,
         *args: Any,
@@ -47,7 +57,7 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
         if learn_initial_state:
             self.learn_initial_state = True
             k = self.num_layers * (2 if self.bidirectional else 1)
-            new_zeros = self.weight_ih_l0.new_zeros
+            new_zeros: Callable[..., Tensor] = self._parameters["weight_ih_l0"].new_zeros
             self.h0 = nn.Parameter(new_zeros(k, 1, self.proj_size or self.hidden_size))
             if self.mode == "LSTM":
                 self.c0 = nn.Parameter(new_zeros(k, 1, self.hidden_size))
@@ -97,7 +107,7 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
             raise RuntimeError(
                 "torch.jit.script compiles torch.nn's layer, which has no learned initial state"
             )
-        return super().__prepare_scriptable__()
+        return super().__prepare_scriptable__()  # type: ignore[misc]
 
     def step(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         r"""Run all layers for one step: for input that arrives, or is generated, step by step.
@@ -153,6 +163,9 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
 
     def _step_by_cells(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         """Run one cell for each layer; return None where the operands do not plainly fit."""
+        h0: Any  # a tensor, then one for each layer
+        c0: Any
+        row: Any
         given = self._states(state)
         if given is None:
             return None
@@ -161,7 +174,8 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
         if any(s is not None and s.dim() != x.dim() + 1 for s in given):
             return None
         if not batched:
-            x, h0, c0 = (t if t is None else t.unsqueeze(-2) for t in (x, h0, c0))
+            x = x.unsqueeze(-2)
+            h0, c0 = (t if t is None else t.unsqueeze(-2) for t in (h0, c0))
         if h0 is None:
             zeros = x.new_zeros(len(x), self.hidden_size)
             h0, c0 = (zeros,) * layers, (zeros if lstm else None,) * layers
@@ -169,7 +183,9 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
             return None
         else:
             h0, c0 = h0.unbind(0), c0.unbind(0) if lstm else (None,) * layers
-        cell, h_n, c_n = self.mode.lower(), [], []
+        h_n: list[Any] = []
+        c_n: list[Any] = []
+        cell = self.mode.lower()
         for layer, row in enumerate(self._weights()):
             if layer and self.dropout and self.training:
                 x = drop(x, self.dropout, True)
@@ -231,7 +247,7 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
         options = self._options(input, lengths, resets, True)
         found: dict[str, Tensor] = {}
 
-        def run(stack: Any, x: Tensor, h0: Tensor | None, *others: Any) -> tuple[Any, ...]:
+        def run(stack: Any, x: Tensor, h0: Tensor | None, *others: Any) -> Any:
             result = options.run(stack, x, h0, *others[:-2], 0.0, False)
             found.update(gates_of_layers(stack, x, h0, others[1], options))
             return result
@@ -298,6 +314,7 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
 
     def _learned(self, input: Any) -> Any:
         """Return the learned initial state for an input of the sequence call."""
+        n: int | None
         if isinstance(input, PackedSequence):
             n = int(input.batch_sizes[0])
         elif not isinstance(input, Tensor) or input.dim() not in (2, 3):

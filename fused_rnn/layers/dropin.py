@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from inspect import signature
 from types import CellType, FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,10 @@ class _DropIn(nn.Module):
         for argument in (input, hx, *(hx if isinstance(hx, (tuple, list)) else ())):
             if isinstance(argument, Proxy):
                 # torch.fx does not trace into modules of torch.nn; it knows them by their address.
-                path = argument.tracer.path_of_module(self)
-                return argument.tracer.create_proxy("call_module", path, (input, hx), {})
+                tracer: Any = argument.tracer
+                return tracer.create_proxy(
+                    "call_module", tracer.path_of_module(self), (input, hx), {}
+                )
         if torch.compiler.is_compiling() and not transforms.exporting():
             return outside_the_graph(self.forward, input, hx)
         result = self._torch.forward(self, input, hx)
@@ -177,7 +179,7 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
         if self._states(hx) is None or x.dim() != 2:
             return self._by_torch(input, hx, _RANKS)
         permuted = hx if hx is None else self.permute_hidden(hx, sorted_indices)
-        h0, c0 = self._states(permuted)
+        h0, c0 = self._states(permuted)  # type: ignore[misc]  # which were two before
         result = self._run(x, h0, c0, batch_sizes, run)
         if isinstance(result, str):
             # torch.nn.LSTM checks nothing of a packed input: a mistake surfaces wherever it may.
@@ -276,7 +278,7 @@ def constructor(
                 args = args[:device]
             run(self, *args, **kwargs)
 
-        return construct
+        return cast("Callable[Parameters, None]", construct)
 
     return decorate
 

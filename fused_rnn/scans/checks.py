@@ -36,7 +36,7 @@ Row = Sequence[Tensor]
 _PLAIN = frozenset({Tensor, Parameter})
 
 
-def _is_plain(t: object) -> bool:
+def _is_plain(t: Any) -> bool:
     known = type(t) in _PLAIN or _stands_in(t)
     return known and t.layout is torch.strided and not t.is_nested
 
