@@ -204,11 +204,11 @@ def test_settings(examine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
     assert status == 1
     assert found["problems"] == ["FUSED_RNN_BACKEND is 'nativ', which is not a backend"]
     monkeypatch.setenv("FUSED_RNN_BACKEND", "torch")
-    monkeypatch.setenv("FUSED_RNN_SIMD", "sse")
+    monkeypatch.setenv("FUSED_RNN_SIMD", "avx512")
     monkeypatch.setattr(doctor, "_simd_level", lambda: "portable")
     status, found = examine(backend())
-    assert found["problems"] == ["FUSED_RNN_SIMD asks for 'sse', but portable runs"]
-    monkeypatch.setenv("FUSED_RNN_SIMD", "default")
+    assert found["problems"] == ["FUSED_RNN_SIMD asks for 'avx512', but portable runs"]
+    monkeypatch.setenv("FUSED_RNN_SIMD", "portable")
     assert examine(backend())[0] == 0
 
 
