@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
-from fused_rnn.layers.dropin import Cell, Layers, constructor
+from fused_rnn.layers.dropin import Cell, Layers, constructor, like
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -295,7 +295,9 @@ class LSTMCell(Cell, nn.LSTMCell):
         return self._not_fitting(input, hx) if state is None else state
 
     if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything
-        __call__ = forward
+
+        @like(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class GRUCell(Cell, nn.GRUCell):
@@ -341,7 +343,9 @@ class GRUCell(Cell, nn.GRUCell):
         return self._not_fitting(input, hx) if state is None else state[0]
 
     if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything
-        __call__ = forward
+
+        @like(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class RNNCell(Cell, nn.RNNCell):
@@ -388,7 +392,9 @@ class RNNCell(Cell, nn.RNNCell):
         return self._not_fitting(input, hx) if state is None else state[0]
 
     if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything
-        __call__ = forward
+
+        @like(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 _RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu"}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from inspect import signature
 from types import CellType, FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,17 @@ from fused_rnn.scans.autocast import recast
 from fused_rnn.scans.checks import Stack, check_batch_sizes, check_weights, foreign, misfit
 from fused_rnn.scans.stack import CELL_MISFIT, outside_the_graph, run_cell, run_stack
 
-__all__ = ["Cell", "Layers", "constructor"]
+__all__ = ["Cell", "Layers", "constructor", "like"]
 
 Parameters = ParamSpec("Parameters")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 _RANKS = "the arguments are not tensors of the right ranks"
+
+
+def like(method: Method) -> Callable[[Callable[..., Any]], Method]:
+    """Have type checkers take a function for one like ``method``, overloads included."""
+    return lambda function: cast("Method", function)
 
 
 class _DropIn(nn.Module):
@@ -143,7 +149,9 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
         return self._forward_dense(input, hx)
 
     if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything
-        __call__ = forward
+
+        @like(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _forward_dense(
         self, input: Tensor, hx: Any, run: Callable[..., Any] = run_stack
