@@ -15,7 +15,7 @@ PACKAGES := setuptools wheel ninja==1.13.2 numpy==2.4.6 pytest==9.2.0 pytest-xdi
             pybind11==3.1.0 \
             matplotlib==3.11.2 onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 build==1.6.1 \
             ruff==0.17.6 clang-format==23.1.5 triton==3.9.0 pytest-random-order==1.2.0 \
-            coverage==7.17.4 pytest-cov==7.1.0 gcovr==8.8
+            coverage==7.17.4 pytest-cov==7.1.0 gcovr==8.8 mypy==2.4.1
 # For `make docs` alone, installed by it.
 DOCS_PACKAGES := sphinx==9.0.4 myst-parser==5.2.0 furo==2025.12.19
 
@@ -94,6 +94,7 @@ docs: $(READY) $(DOCS_READY)
 lint: $(READY)
 	$(TOOLS)ruff check .
 	$(TOOLS)ruff format --check .
+	$(TOOLS)mypy
 	$(TOOLS)clang-format --dry-run -Werror $(CXX_FILES)
 
 format: $(READY)

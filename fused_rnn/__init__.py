@@ -5,17 +5,20 @@ Drop-ins for torch.nn's LSTM, GRU and RNN and their cells: the same weights, out
 
 from fused_rnn import functional
 from fused_rnn.backends import available_backends, use_backend
-from fused_rnn.convert import convert, revert
-from fused_rnn.explain import explain
+from fused_rnn.convert import Swap, convert, revert
+from fused_rnn.explain import Explanation, Row, explain
 from fused_rnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Explanation",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Row",
+    "Swap",
     "__version__",
     "available_backends",
     "convert",

@@ -83,7 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _installation() -> dict[str, dict[str, str | None]]:
     """Return what is installed, by section; None where something is missing or not set."""
-    devices = {"cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"}
+    devices: dict[str, str | None] = {
+        "cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    }
+    if torch.version.cuda is not None and not _gpus():
+        devices["cuda"] = (
+            "no GPU is seen, though torch is built for CUDA: see nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES if there is one"
+        )
     for gpu in _gpus():
         major, minor = torch.cuda.get_device_capability(gpu)
         devices[gpu] = f"{torch.cuda.get_device_name(gpu)}, sm_{major}{minor}"
@@ -97,7 +104,7 @@ def _installation() -> dict[str, dict[str, str | None]]:
         },
         "compiled": {
             "native module": _file("fused_rnn._C"),
-            "SIMD level": _simd_level(),
+            "SIMD level": _simd_level() or _simd_error(),
             "CUDA module": native.cuda_missing() or _file("fused_rnn._C_cuda"),
             "torch's CUDA": torch.version.cuda,
         },
@@ -138,7 +145,17 @@ def _file(module: str) -> str | None:
 
 
 def _simd_level() -> str | None:
-    return None if native.available() else native.simd_level()
+    return None if native.available() or _simd_error() else native.simd_level()
+
+
+def _simd_error() -> str | None:
+    """Return None, or why no kernel runs on the CPU though they are there."""
+    try:
+        if not native.available():
+            native.simd_level()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _problems(checks: list[Check]) -> Iterator[str]:
@@ -153,9 +170,11 @@ def _problems(checks: list[Check]) -> Iterator[str]:
     chosen = os.environ.get("FUSED_RNN_BACKEND")
     if chosen and chosen not in {*BACKENDS, TORCH}:
         yield f"FUSED_RNN_BACKEND is {chosen!r}, which is not a backend"
+    no_level = _simd_error()
+    if no_level is not None:
+        yield no_level
     asked, level = os.environ.get("FUSED_RNN_SIMD"), _simd_level()
-    # "default" is the compiler's word for code without special instructions.
-    if asked and level and asked.replace("default", "portable") != level:
+    if asked and level and asked != level:
         yield f"FUSED_RNN_SIMD asks for {asked!r}, but {level} runs"
     for check in checks:
         if not check.well:
@@ -172,6 +191,8 @@ def _checks() -> Iterator[Check]:
     for backend in BACKENDS.values():
         if backend.available() is None:
             for device in devices:
+                if backend is native and device == "cpu" and _simd_error():
+                    continue  # one problem, said once
                 for cell in CELLS:
                     for dtype, limit in LIMITS.items():
                         yield _check(backend, device, cell, dtype, limit)

@@ -24,7 +24,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["CELLS", "Cell", "State", "Weights", "gru", "lstm", "rnn_relu", "rnn_tanh"]
+__all__ = [
+    "CELLS",
+    "Cell",
+    "GruGates",
+    "LstmGates",
+    "RnnGates",
+    "State",
+    "Weights",
+    "gru",
+    "lstm",
+    "rnn_relu",
+    "rnn_tanh",
+]
 
 
 class Weights(NamedTuple):

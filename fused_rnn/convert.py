@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 
 from fused_rnn import modules
 
-_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+Table = dict[type[nn.Module], type[nn.Module]]
+_FUSED: Table = {
     nn.LSTM: modules.LSTM,
     nn.GRU: modules.GRU,
     nn.RNN: modules.RNN,
@@ -61,7 +62,7 @@ class Swap:
 Report = Callable[[Swap], object]
 
 
-def convert(model: Model, *, report: Report | None = None) -> Model:
+def convert(model: Model, *, report: Report | bool | None = None) -> Model:
     r"""Replace every recurrent layer and cell of a model by its fused counterpart, in place.
 
     Layers of exactly the types :class:`torch.nn.LSTM`, :class:`~torch.nn.GRU`,
@@ -75,27 +76,28 @@ def convert(model: Model, *, report: Report | None = None) -> Model:
 
     Args:
         model (torch.nn.Module): the model, or itself a recurrent layer
-        report (Callable, optional): called once for each recurrent module with a
+        report (Callable or bool, optional): called once for each recurrent module with a
             :class:`~fused_rnn.convert.Swap` (``name``, ``old``, ``new``, ``reason``) whose
-            ``str()`` is a sentence; ``print`` and ``some_list.append`` both serve.
+            ``str()`` is a sentence, such as ``some_list.append``; ``True`` prints them.
             Default: ``None``
 
     Returns:
         the same model
 
     Raises:
-        TypeError: if :attr:`model` is not a :class:`torch.nn.Module`; nothing has been changed then
+        TypeError: if :attr:`model` is not a :class:`torch.nn.Module`, or :attr:`report` neither a
+            function nor a bool; nothing has been changed then
 
     Examples::
 
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.LSTM(4, 8))
-        >>> model = fused_rnn.convert(model, report=print)
+        >>> model = fused_rnn.convert(model, report=True)
         1: torch.nn.LSTM became fused_rnn.LSTM.
     """
     return _swap(model, _FUSED, report)
 
 
-def revert(model: Model, *, report: Report | None = None) -> Model:
+def revert(model: Model, *, report: Report | bool | None = None) -> Model:
     r"""Replace every fused recurrent layer and cell of a model by :mod:`torch.nn`'s, in place.
 
     Undo :func:`convert` exactly: all types, including those that parametrizations made, are the
@@ -105,13 +107,14 @@ def revert(model: Model, *, report: Report | None = None) -> Model:
 
     Args:
         model (torch.nn.Module): the model, or itself a recurrent layer
-        report (Callable, optional): as for :func:`convert`. Default: ``None``
+        report (Callable or bool, optional): as for :func:`convert`. Default: ``None``
 
     Returns:
         the same model
 
     Raises:
-        TypeError: if :attr:`model` is not a :class:`torch.nn.Module`; nothing has been changed then
+        TypeError: if :attr:`model` is not a :class:`torch.nn.Module`, or :attr:`report` neither a
+            function nor a bool; nothing has been changed then
 
     Examples::
 
@@ -122,9 +125,19 @@ def revert(model: Model, *, report: Report | None = None) -> Model:
     return _swap(model, _TORCH, report)
 
 
-def _swap(model: Model, table: dict[type, type], report: Report | None) -> Model:
+def _swap(
+    model: Model,
+    table: Table,
+    report: Report | bool | None,
+) -> Model:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be a torch.nn.Module, got: {type(model).__name__}")
+    if report is True:
+        report = print
+    elif report is False:
+        report = None
+    if report is not None and not callable(report):
+        raise TypeError(f"report should be a function or True, got: {type(report).__name__}")
     swaps = []
     for name, module in model.named_modules():
         if not is_recurrent(module):
@@ -155,7 +168,7 @@ def _is_quantized(cls: type) -> bool:
     return cls.__module__.startswith("torch.ao.nn.")
 
 
-def reason_to_leave(module: nn.Module, table: dict[type, type] = _FUSED) -> str | None:
+def reason_to_leave(module: nn.Module, table: Table = _FUSED) -> str | None:
     """Return None, or why a swap by ``table`` leaves a recurrent module alone."""
     cls = type(module)
     base = _unparametrized(cls)
@@ -183,7 +196,7 @@ def _unparametrized(cls: type) -> type:
     return cls.__bases__[0] if cls.__module__ == parametrize.__name__ else cls
 
 
-def _counterpart(cls: type, table: dict[type, type]) -> type:
+def _counterpart(cls: type, table: Table) -> type:
     """Return what ``cls`` is to become; parametrizations' class is made anew on the other base."""
     base = _unparametrized(cls)
     if base is cls:

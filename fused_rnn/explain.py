@@ -15,7 +15,7 @@ from torch import nn
 from fused_rnn.backends import BACKENDS, TORCH, Record, native, record
 from fused_rnn.convert import is_recurrent, reason_to_leave
 
-_HEADINGS = ("module", "layer", "direction", "backend", "calls", "why not the others", "how")
+_HEADINGS = ("module", "layer", "direction", "backend", "calls", "how", "why not the others")
 
 
 @dataclass
@@ -66,9 +66,10 @@ class Explanation:
     def __str__(self) -> str:
         if not self._rows:
             return "No recurrent layer ran."
-        lines = [_HEADINGS, *map(_line, self._rows)]
+        lines = [_HEADINGS, *chain.from_iterable(map(_lines, self._rows))]
         if all(row.how is None for row in self._rows):
-            lines = [line[:-1] for line in lines]
+            how = _HEADINGS.index("how")
+            lines = [line[:how] + line[how + 1 :] for line in lines]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
@@ -165,6 +166,7 @@ def _row(name: str, entry: Record) -> Row:
 def _others(entry: Record, shown: str) -> dict[str, str]:
     """Return the reasons that were given, and those of the backends that nobody asked."""
     reasons, passed = {}, False
+    assert entry.problem is not None
     for name, backend in BACKENDS.items():
         if name == entry.backend:
             passed = True
@@ -183,16 +185,20 @@ def _cuda_devices(module: nn.Module) -> list[int]:
     return sorted({t.device.index for t in tensors if t.is_cuda})
 
 
-def _line(row: Row) -> tuple[str, ...]:
-    return (
+def _lines(row: Row) -> list[tuple[str, ...]]:
+    """Return a row's texts, and below them a line for each reason but the first."""
+    reasons = [f"{', '.join(names)}: {reason}" for reason, names in _by_reason(row).items()]
+    texts = (
         row.module or "(itself)",
         "all" if row.layer is None else str(row.layer),
         row.direction or "all",
         row.backend,
         str(row.calls),
-        "; ".join(f"{', '.join(names)}: {reason}" for reason, names in _by_reason(row).items()),
         row.how or "",
     )
+    blank = ("",) * len(texts)
+    first, *others = reasons or [""]
+    return [(*texts, first), *((*blank, reason) for reason in others)]
 
 
 def _by_reason(row: Row) -> dict[str, list[str]]:

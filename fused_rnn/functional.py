@@ -6,12 +6,13 @@ parameters and with torch.nn's argument checks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from fused_rnn.backends import torch_ran, transforms
 from fused_rnn.graph.compiled import run_stack_in_graph
@@ -21,6 +22,7 @@ from fused_rnn.scans.checks import (
     Row,
     Stack,
     check_batch_sizes,
+    check_bool,
     check_weights,
     foreign,
     misfit,
@@ -37,10 +39,34 @@ from fused_rnn.scans.stack import (
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 
+@overload
+def lstm(
+    input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Sequence[Sequence[Tensor]], *,
+    bidirectional: bool = False, dropout: float = 0.0, training: bool = False,
+    batch_first: bool = False, batch_sizes: Tensor | None = None, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: Literal[False] = False,
+    initial_state: tuple[Tensor, Tensor] | None = None, recompute: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...  # fmt: skip
+@overload
+def lstm(
+    input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Sequence[Sequence[Tensor]], *,
+    bidirectional: bool = False, dropout: float = 0.0, training: bool = False,
+    batch_first: bool = False, batch_sizes: Tensor | None = None, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: Literal[True],
+    initial_state: tuple[Tensor, Tensor] | None = None, recompute: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]: ...  # fmt: skip
+@overload
+def lstm(
+    input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Sequence[Sequence[Tensor]], *,
+    bidirectional: bool = False, dropout: float = 0.0, training: bool = False,
+    batch_first: bool = False, batch_sizes: Tensor | None = None, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: bool,
+    initial_state: tuple[Tensor, Tensor] | None = None, recompute: bool = False,
+) -> tuple[Any, ...]: ...  # fmt: skip
 def lstm(
     input: Tensor,
     hx: tuple[Tensor, Tensor] | None,
-    weights: Sequence[Row],
+    weights: Sequence[Sequence[Tensor]],
     *,
     bidirectional: bool = False,
     dropout: float = 0.0,
@@ -87,6 +113,7 @@ def lstm(
 
     Raises:
         RuntimeError: if the operands do not fit together.
+        TypeError: if an argument is of another type: weights that are no rows of tensors, say.
         TypeError, ValueError: if lengths or resets are not what they should be.
 
     Examples::
@@ -97,7 +124,7 @@ def lstm(
         >>> output.shape
         torch.Size([5, 3, 20])
     """
-    h0, c0 = (None, None) if hx is None else hx
+    h0, c0 = (None, None) if hx is None else _pair("lstm", hx)
     if (h0 is None) != (c0 is None):
         raise RuntimeError("lstm: expected two initial states or none, got one")
     options = _options(
@@ -107,13 +134,37 @@ def lstm(
         "lstm", input, h0, c0, weights, bidirectional, dropout, training, batch_first, batch_sizes,
         options,
     )  # fmt: skip
-    return (output, (h_n, c_n), steps) if return_states else (output, (h_n, c_n))
+    return (output, (h_n, c_n)) if steps is None else (output, (h_n, c_n), steps)
 
 
+@overload
+def gru(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Sequence[Tensor]], *,
+    bidirectional: bool = False, dropout: float = 0.0, training: bool = False,
+    batch_first: bool = False, batch_sizes: Tensor | None = None, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: Literal[False] = False,
+    initial_state: Tensor | None = None, recompute: bool = False,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def gru(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Sequence[Tensor]], *,
+    bidirectional: bool = False, dropout: float = 0.0, training: bool = False,
+    batch_first: bool = False, batch_sizes: Tensor | None = None, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: Literal[True],
+    initial_state: Tensor | None = None, recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+@overload
+def gru(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Sequence[Tensor]], *,
+    bidirectional: bool = False, dropout: float = 0.0, training: bool = False,
+    batch_first: bool = False, batch_sizes: Tensor | None = None, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: bool,
+    initial_state: Tensor | None = None, recompute: bool = False,
+) -> tuple[Any, ...]: ...  # fmt: skip
 def gru(
     input: Tensor,
     hx: Tensor | None,
-    weights: Sequence[Row],
+    weights: Sequence[Sequence[Tensor]],
     *,
     bidirectional: bool = False,
     dropout: float = 0.0,
@@ -125,7 +176,7 @@ def gru(
     return_states: bool = False,
     initial_state: Tensor | None = None,
     recompute: bool = False,
-) -> tuple[Tensor, ...]:
+) -> tuple[Any, ...]:
     r"""Apply a multi-layer gated recurrent unit (GRU) to an input sequence.
 
     See :class:`torch.nn.GRU` for the equations and :func:`lstm` for the arguments; the state is one
@@ -148,14 +199,41 @@ def gru(
         "gru", input, hx, None, weights, bidirectional, dropout, training, batch_first, batch_sizes,
         options,
     )  # fmt: skip
-    return (output, h_n, steps[0]) if return_states else (output, h_n)
+    return (output, h_n) if steps is None else (output, h_n, steps[0])
 
 
+@overload
+def rnn(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Sequence[Tensor]],
+    nonlinearity: Literal["tanh", "relu"] = "tanh", *,
+    bidirectional: bool = False, dropout: float = 0.0, training: bool = False,
+    batch_first: bool = False, batch_sizes: Tensor | None = None, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: Literal[False] = False,
+    initial_state: Tensor | None = None, recompute: bool = False,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def rnn(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Sequence[Tensor]],
+    nonlinearity: Literal["tanh", "relu"] = "tanh", *,
+    bidirectional: bool = False, dropout: float = 0.0, training: bool = False,
+    batch_first: bool = False, batch_sizes: Tensor | None = None, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: Literal[True],
+    initial_state: Tensor | None = None, recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+@overload
+def rnn(
+    input: Tensor, hx: Tensor | None, weights: Sequence[Sequence[Tensor]],
+    nonlinearity: Literal["tanh", "relu"] = "tanh", *,
+    bidirectional: bool = False, dropout: float = 0.0, training: bool = False,
+    batch_first: bool = False, batch_sizes: Tensor | None = None, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: bool,
+    initial_state: Tensor | None = None, recompute: bool = False,
+) -> tuple[Any, ...]: ...  # fmt: skip
 def rnn(
     input: Tensor,
     hx: Tensor | None,
-    weights: Sequence[Row],
-    nonlinearity: str = "tanh",
+    weights: Sequence[Sequence[Tensor]],
+    nonlinearity: Literal["tanh", "relu"] = "tanh",
     *,
     bidirectional: bool = False,
     dropout: float = 0.0,
@@ -167,7 +245,7 @@ def rnn(
     return_states: bool = False,
     initial_state: Tensor | None = None,
     recompute: bool = False,
-) -> tuple[Tensor, ...]:
+) -> tuple[Any, ...]:
     r"""Apply a multi-layer plain recurrent network, with tanh or ReLU, to an input sequence.
 
     See :class:`torch.nn.RNN` for the equations and :func:`lstm` for the arguments; the state is one
@@ -189,7 +267,7 @@ def rnn(
         _rnn_name(nonlinearity), input, hx, None, weights, bidirectional, dropout, training,
         batch_first, batch_sizes, options,
     )  # fmt: skip
-    return (output, h_n, steps[0]) if return_states else (output, h_n)
+    return (output, h_n) if steps is None else (output, h_n, steps[0])
 
 
 def lstm_cell(
@@ -215,7 +293,7 @@ def lstm_cell(
         >>> hx = torch.zeros(3, 20), torch.zeros(3, 20)
         >>> h, c = fused_rnn.functional.lstm_cell(torch.randn(3, 10), hx, *cell.parameters())
     """
-    h, c = hx
+    h, c = _pair("lstm_cell", hx)
     return _checked_cell("lstm", input, h, c, w_ih, w_hh, b_ih, b_hh)
 
 
@@ -253,7 +331,7 @@ def rnn_cell(
     w_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
-    nonlinearity: str = "tanh",
+    nonlinearity: Literal["tanh", "relu"] = "tanh",
 ) -> Tensor:
     r"""Apply one step of a plain recurrent network, with tanh or ReLU.
 
@@ -275,6 +353,13 @@ def rnn_cell(
     return _checked_cell(name, input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
 
 
+def _pair(name: str, hx: Any) -> Sequence[Any]:
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        given = f"{len(hx)} of them" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise TypeError(f"{name}: hx should be two tensors, (h_0, c_0), got: {given}")
+    return hx
+
+
 class _Asked(NamedTuple):
     """What a call asks for beyond torch.nn."""
 
@@ -292,6 +377,8 @@ def _options(
     batch_sizes: Tensor | None,
 ) -> _Asked | None:
     """Return what is asked for beyond torch.nn, or None."""
+    check_bool("return_states", return_states)
+    check_bool("recompute", recompute)
     cut = lengths is not None or resets is not None
     if not (cut or return_states or recompute or initial_state is not None):
         return None
@@ -321,8 +408,8 @@ def _rnn_name(nonlinearity: str) -> str:
 
 
 def _checked_cell(
-    cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+    cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Any
+) -> tuple[Tensor, Any]:
     if torch.compiler.is_compiling():
         return torch_cell(cell, x, h, c, *weights)
     state = run_cell(cell, x, h, c, *weights)
@@ -345,8 +432,23 @@ def _checked_stack(
     batch_sizes: Tensor | None,
     asked: _Asked | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Steps | None]:
+    run: Callable[..., Any]
+    n: Any
+    result: Any
     compiling = torch.compiler.is_compiling()
+    for name, option in (
+        ("bidirectional", bidirectional),
+        ("training", training),
+        ("batch_first", batch_first),
+    ):
+        check_bool(name, option)
     stack = Stack.of(cell, rows, bidirectional)
+    if not isinstance(x, Tensor):
+        hint = ", whose data and batch_sizes serve" if isinstance(x, PackedSequence) else ""
+        raise TypeError(f"{cell}: input should be a tensor, got: {type(x).__name__}{hint}")
+    for state in (h0, c0):
+        if state is not None and not isinstance(state, Tensor):
+            raise TypeError(f"{cell}: hx should be a tensor, got: {type(state).__name__}")
     if x.dim() != (3 if batch_sizes is None else 2):
         raise RuntimeError(
             f"{cell}: the input should be 3-D, or 2-D with batch_sizes, got {x.dim()}-D"
@@ -363,6 +465,11 @@ def _checked_stack(
         n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
         any_dtype = transforms.active() == transforms.AUTOCAST
         check_weights(stack, rows, any_dtype)
+        if h0 is not None and h0.dim() == 3 and h0.shape[0] != len(rows):
+            raise RuntimeError(
+                f"{cell}: hx has {h0.shape[0]} states and weights has {len(rows)} rows; there "
+                "should be one of each for each layer and direction"
+            )
         mistake = misfit(stack, x, h0, c0, n, rows[0][0], any_dtype)
         if mistake is not None:
             raise RuntimeError(f"{cell}: {mistake}")
@@ -390,7 +497,7 @@ def _checked_stack(
             h0, c0 = _begun(options, stack, x, h0, c0, n)
         result = torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
         torch_ran(reason)
-        if kernels_only:
+        if options is not None and kernels_only:
             options.check_ran()
     y, h_n, c_n = result
     steps = None if options is None else options.steps

@@ -1,21 +1,20 @@
 """The modules: torch.nn's own, with another forward."""
 
-from __future__ import annotations
-
-from typing import Any
+# No annotations from __future__: inspect.signature is to show types, not strings.
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.types import Device
 
-from fused_rnn.layers.dropin import Cell, Layers, borrow
+from fused_rnn.layers.dropin import Cell, Layers, constructor, like
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
-class LSTM(Layers):
-    r"""__init__(input_size,hidden_size,num_layers=1,bias=True,batch_first=False,dropout=0.0,bidirectional=False,proj_size=0,device=None,dtype=None,*,learn_initial_state=False,recompute=False)
-
-    Apply a multi-layer long short-term memory (LSTM) to an input sequence: a drop-in for
+class LSTM(Layers[tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]]):
+    r"""Apply a multi-layer long short-term memory (LSTM) to an input sequence: a drop-in for
     :class:`torch.nn.LSTM`.
 
     Arguments, inputs, outputs, parameters, initial values and errors are those of
@@ -99,10 +98,28 @@ class LSTM(Layers):
 
     _torch = nn.LSTM
 
-    __init__ = borrow(nn.LSTM.__init__)
+    @constructor(nn.LSTM.__init__)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        learn_initial_state: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        """See the class."""
+
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def _states(self, hx: Any) -> tuple[Tensor | None, Tensor | None] | None:
         if hx is None:
@@ -113,10 +130,8 @@ class LSTM(Layers):
         return (h, c) if isinstance(h, Tensor) and isinstance(c, Tensor) else None
 
 
-class GRU(Layers):
-    r"""__init__(input_size,hidden_size,num_layers=1,bias=True,batch_first=False,dropout=0.0,bidirectional=False,device=None,dtype=None,*,learn_initial_state=False,recompute=False)
-
-    Apply a multi-layer gated recurrent unit (GRU) to an input sequence: a drop-in for
+class GRU(Layers[Tensor, PackedSequence]):
+    r"""Apply a multi-layer gated recurrent unit (GRU) to an input sequence: a drop-in for
     :class:`torch.nn.GRU`.
 
     Arguments, inputs, outputs, parameters, initial values and errors are those of
@@ -157,14 +172,28 @@ class GRU(Layers):
 
     _torch = nn.GRU
 
-    __init__ = borrow(nn.GRU.__init__)
+    @constructor(nn.GRU.__init__)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        learn_initial_state: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        """See the class."""
 
 
-class RNN(Layers):
-    r"""__init__(input_size,hidden_size,num_layers=1,nonlinearity='tanh',bias=True,batch_first=False,dropout=0.0,bidirectional=False,device=None,dtype=None,*,learn_initial_state=False,recompute=False)
-
-    Apply a multi-layer plain recurrent network, with tanh or ReLU, to an input sequence: a drop-in
-    for :class:`torch.nn.RNN`.
+class RNN(Layers[Tensor, PackedSequence]):
+    r"""Apply a multi-layer plain recurrent network, with tanh or ReLU, to an input sequence: a
+    drop-in for :class:`torch.nn.RNN`.
 
     Arguments, inputs, outputs, parameters, initial values and errors are those of
     :class:`torch.nn.RNN`, and state_dicts go both ways. What no kernel takes runs
@@ -195,7 +224,24 @@ class RNN(Layers):
 
     _torch = nn.RNN
 
-    __init__ = borrow(nn.RNN.__init__)
+    @constructor(nn.RNN.__init__)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        learn_initial_state: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        """See the class."""
 
 
 class LSTMCell(Cell, nn.LSTMCell):
@@ -225,18 +271,34 @@ class LSTMCell(Cell, nn.LSTMCell):
 
     _torch = nn.LSTMCell
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run one step."""
         if torch.compiler.is_compiling():
             return super().forward(input, hx)
-        state = None
+        state: Any = None
         if hx is None:
             state = self._step("lstm", input, None, None, True)
         elif isinstance(hx, (tuple, list)) and len(hx) == 2:
             state = self._step("lstm", input, hx[0], hx[1], False)
         return self._not_fitting(input, hx) if state is None else state
+
+    if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything
+
+        @like(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class GRUCell(Cell, nn.GRUCell):
@@ -263,12 +325,28 @@ class GRUCell(Cell, nn.GRUCell):
 
     _torch = nn.GRUCell
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Run one step."""
         if torch.compiler.is_compiling():
             return super().forward(input, hx)
         state = self._step("gru", input, hx, None, hx is None)
         return self._not_fitting(input, hx) if state is None else state[0]
+
+    if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything
+
+        @like(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class RNNCell(Cell, nn.RNNCell):
@@ -295,12 +373,29 @@ class RNNCell(Cell, nn.RNNCell):
 
     _torch = nn.RNNCell
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Run one step."""
         if torch.compiler.is_compiling():
             return super().forward(input, hx)
         state = self._step(_RNN_CELLS.get(self.nonlinearity), input, hx, None, hx is None)
         return self._not_fitting(input, hx) if state is None else state[0]
+
+    if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything
+
+        @like(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 _RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,28 @@ def test_report_reads_as_sentences(capsys: pytest.CaptureFixture[str]) -> None:
         "it is a class of its own, whose code a swap would lose.",
         "the model itself: torch.nn.RNNCell became fused_rnn.RNNCell.",
     ]
+
+
+@pytest.mark.parametrize("swap", [fused_rnn.convert, fused_rnn.revert])
+def test_true_prints(swap: Callable[..., nn.Module], capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.LSTM(I, H), fused_rnn.GRU(I, H))
+    shown = copy.deepcopy(model)
+    swap(shown, report=print)
+    expected = capsys.readouterr().out
+    assert expected.count("\n") == 2
+    swap(copy.deepcopy(model), report=False)
+    assert capsys.readouterr().out == ""
+    swap(model, report=True)
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("report", ["print", 1, [], {}], ids=repr)
+def test_what_is_no_report_changes_nothing(report: object) -> None:
+    model = nn.Sequential(nn.LSTM(I, H), fused_rnn.GRU(I, H))
+    for swap in (fused_rnn.convert, fused_rnn.revert):
+        with pytest.raises(TypeError, match=r"^report should be a function or True, got: "):
+            swap(model, report=report)
+        assert [type(m) for m in model] == [nn.LSTM, fused_rnn.GRU]
 
 
 def test_a_report_that_raises_leaves_no_half() -> None:

@@ -204,12 +204,47 @@ def test_settings(examine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
     assert status == 1
     assert found["problems"] == ["FUSED_RNN_BACKEND is 'nativ', which is not a backend"]
     monkeypatch.setenv("FUSED_RNN_BACKEND", "torch")
-    monkeypatch.setenv("FUSED_RNN_SIMD", "sse")
+    monkeypatch.setenv("FUSED_RNN_SIMD", "avx512")
     monkeypatch.setattr(doctor, "_simd_level", lambda: "portable")
     status, found = examine(backend())
-    assert found["problems"] == ["FUSED_RNN_SIMD asks for 'sse', but portable runs"]
-    monkeypatch.setenv("FUSED_RNN_SIMD", "default")
+    assert found["problems"] == ["FUSED_RNN_SIMD asks for 'avx512', but portable runs"]
+    monkeypatch.setenv("FUSED_RNN_SIMD", "portable")
     assert examine(backend())[0] == 0
+
+
+@needs_native
+def test_an_unknown_simd_level_is_one_problem() -> None:
+    environment = {**os.environ, "FUSED_RNN_SIMD": "avx9"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fused_rnn", "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    (problem,) = found["problems"]
+    assert problem.startswith("FUSED_RNN_SIMD is 'avx9', which is no SIMD level.")
+    assert found["compiled"]["SIMD level"] == problem
+    assert "native" not in {c["backend"] for c in found["checks"] if c["device"] == "cpu"}
+    assert all(c["well"] for c in found["checks"])
+
+
+@pytest.mark.parametrize(("cuda", "gpus"), [("12.8", 0), ("12.8", 1), (None, 0)])
+def test_no_gpu_under_a_torch_built_for_them(
+    cuda: str | None, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: "H100")
+    devices = doctor._installation()["devices"]
+    if gpus:
+        assert devices["cuda:0"] == "H100, sm_90"
+    assert ("cuda" in devices) == (cuda is not None and not gpus)
+    if "cuda" in devices:
+        assert "no GPU is seen, though torch is built for CUDA" in devices["cuda"]
 
 
 def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:

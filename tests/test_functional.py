@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 
 from fused_rnn import functional, use_backend
 from tests.twins import CELLS, CONFIGURED, LAYERS, assert_same, leaves, sequences, states
@@ -102,10 +103,16 @@ MISTAKES = {
         {"bidirectional": False},
         r"weights\[1\]\[0\] should be \(12, 4\)",
     ),
-    "no weights": ({"weights": []}, "expected weights for 2 directions per layer, got 0"),
-    "an odd number of rows": ({"weights": "odd"}, "got 3 rows"),
-    "a projection": ({"weights": "projected"}, "unexpected number of weights"),
-    "rank of a weight": ({"weights": "flat"}, "w_ih and w_hh should be 2-D"),
+    "no weights": (
+        {"weights": []},
+        "for each direction of each layer, got 0",
+    ),
+    "an odd number of rows": ({"weights": "odd"}, "a multiple of 2 rows.*, got 3"),
+    "a projection": (
+        {"weights": "projected"},
+        r"weights\[0\] should be .*b_hh\]\), got 5",
+    ),
+    "rank of a weight": ({"weights": "flat"}, r"w_ih of weights\[0\] should be 2-D, got 1-D"),
     "batch_sizes that add up wrong": (
         {"input": z(5, 3), "batch_sizes": torch.tensor([2, 2])},
         "add up to 4, but the packed data has 5 rows",
@@ -143,6 +150,64 @@ def test_mistakes(mistake):
         given["weights"] = broken[given["weights"]]
     with pytest.raises(RuntimeError, match=message):
         functional.gru(**given)
+
+
+# Likewise, of arguments that are something else altogether.
+OF_ANOTHER_TYPE = {
+    "flat weights": (
+        {"weights": [z(12, 3), z(12, 4), z(12), z(12)]},
+        r"should be a sequence with \(w_ih, w_hh\[, b_ih, b_hh\]\) for each layer and direction, "
+        r"got a flat sequence: weights\[0\] is a tensor",
+    ),
+    "a tensor for weights": ({"weights": z(12, 3)}, "weights should be .*, got: Tensor"),
+    "a generator": ({"weights": iter([[]])}, "weights should be .*, got: list_iterator"),
+    "a dictionary": ({"weights": nn.GRU(3, 4).state_dict()}, "weights should be .* OrderedDict"),
+    "no weights": ({"weights": None}, "weights should be .*, got: NoneType"),
+    "numbers for rows": ({"weights": [1.0]}, r"weights\[0\], a float"),
+    "no bias": (
+        {"weights": [(z(12, 3), z(12, 4), None, None)] * 4},
+        r"weights\[0\]\[2\] should be a tensor, got: NoneType",
+    ),
+    "a list": ({"input": [1.0]}, "input should be a tensor, got: list$"),
+    "a packed sequence": (
+        {"input": pack_sequence([z(5, 3)])},
+        "input should be a tensor, got: PackedSequence, whose data and batch_sizes serve",
+    ),
+    "a pair of states": ({"hx": (z(4, 2, 4), z(4, 2, 4))}, "hx should be a tensor, got: tuple"),
+    **{
+        name: ({name: "yes"}, f"^{name} should be of type bool, got: str$")
+        for name in ("bidirectional", "training", "batch_first", "return_states", "recompute")
+    },
+}
+
+
+@pytest.mark.parametrize("mistake", OF_ANOTHER_TYPE)
+def test_arguments_of_another_type(mistake):
+    changed, message = OF_ANOTHER_TYPE[mistake]
+    rows = nn.GRU(3, 4, 2, bidirectional=True).all_weights
+    given = {"input": z(5, 2, 3), "hx": None, "weights": rows, "bidirectional": True, **changed}
+    with pytest.raises(TypeError, match=message):
+        functional.gru(**given)
+
+
+def test_rows_for_other_layers_than_the_states():
+    rows = nn.LSTM(3, 4, 2).all_weights
+    states = z(2, 2, 4), z(2, 2, 4)
+    with pytest.raises(RuntimeError, match="hx has 2 states and weights has 1 rows"):
+        functional.lstm(z(5, 2, 3), states, rows[:1])
+    with pytest.raises(RuntimeError, match=r"weights\[0\] should be .*w_hr"):
+        functional.lstm(z(5, 2, 3), states, [rows[0][:1], rows[1]])
+    with pytest.raises(RuntimeError, match=r"weights\[1\] should have 4 tensors, got 2"):
+        functional.lstm(z(5, 2, 3), states, [rows[0], rows[1][:2]])
+
+
+@pytest.mark.parametrize("hx", [z(2, 2, 4), (z(1, 2, 4),), (z(1, 2, 4),) * 3, 1.0], ids=str)
+def test_states_of_an_lstm_are_a_pair(hx):
+    rows = nn.LSTM(3, 4).all_weights
+    with pytest.raises(TypeError, match="lstm: hx should be two tensors"):
+        functional.lstm(z(5, 2, 3), hx, rows)
+    with pytest.raises(TypeError, match="lstm_cell: hx should be two tensors"):
+        functional.lstm_cell(z(2, 3), hx, *rows[0])
 
 
 def test_one_state_of_two():

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 from torch import nn
 
 import fused_rnn
+from fused_rnn.backends import native
 from tests.twins import MODULES
 
 
@@ -38,6 +40,17 @@ def test_environment():
     assert "ValueError: FUSED_RNN_BACKEND: unknown backend 'cudnn'" in err
 
 
+@pytest.mark.skipif(native.available() is not None, reason="the kernels were not built")
+def test_an_unknown_simd_level():
+    code = "import fused_rnn\nrnn = fused_rnn.GRU(3, 4)\nprint('imported')\nrnn(torch.ones(2, 3))\n"
+    out, err = run_python(code, FUSED_RNN_SIMD="avx9")
+    assert out == "imported"
+    assert "FUSED_RNN_SIMD is 'avx9', which is no SIMD level. Choose one of avx512, " in err
+    for level in ("", "portable"):
+        out, err = run_python(code + "print('ran')", FUSED_RNN_SIMD=level)
+        assert out.splitlines() == ["imported", "ran"], err
+
+
 def test_without_the_native_module():
     out, err = run_python(
         "sys.modules['fused_rnn._C'] = None\n"
@@ -64,7 +77,7 @@ def test_importing_does_not_import_the_compiler():
 def test_public_names():
     assert set(fused_rnn.__all__) == {
         *MODULES, "functional", "convert", "revert", "use_backend", "available_backends", "explain",
-        "__version__",
+        "Explanation", "Row", "Swap", "__version__",
     }  # fmt: skip
     assert all(hasattr(fused_rnn, name) for name in fused_rnn.__all__)
     assert issubclass(fused_rnn.LSTM, nn.RNNBase)

@@ -1,5 +1,7 @@
 """Mistakes: the drop-ins answer with torch.nn's error, or with one where torch.nn has none."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -31,7 +33,6 @@ BAD_CONSTRUCTIONS = [
     (["LSTM"], (3, 4), {"proj_size": -1}),
     (["LSTM"], (3, 4), {"proj_size": 4}),
     (["GRU", "RNN"], (3, 4), {"proj_size": 0}),
-    (["GRU"], (3, 4, 1, True, False, 0.0, False, "cpu"), {}),
     (["RNN"], (3, 4), {"nonlinearity": "sigmoid"}),
     (CELLS, (3,), {}),
     (CELLS, (3, -1), {}),
@@ -57,6 +58,28 @@ def test_construction(name, args, kwargs):
     )
     assert_same_error(theirs, ours)
     assert ours[3] == theirs[3]
+
+
+@pytest.mark.parametrize("option", ["learn_initial_state", "recompute"])
+@pytest.mark.parametrize("value", ["yes", 1, None, torch.tensor(True)], ids=repr)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_options_are_true_or_false(layer, option, value):
+    message = f"^{option} should be of type bool, got: {type(value).__name__}$"
+    with pytest.raises(TypeError, match=message):
+        getattr(fused_rnn, layer)(3, 4, **{option: value})
+
+
+@pytest.mark.parametrize("value", ["x", 0, 1, None, ""], ids=repr)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_options_of_a_call_are_true_or_false(layer, value):
+    module = getattr(fused_rnn, layer)(3, 4)
+    message = f"should be of type bool, got: {type(value).__name__}$"
+    for x in (z(5, 2, 3), pack_sequence([z(5, 3)])):
+        with pytest.raises(TypeError, match=f"^return_states {message}"):
+            module(x, return_states=value)
+    module.recompute = value
+    with pytest.raises(TypeError, match=f"^recompute {message}"):
+        module(z(5, 2, 3))
 
 
 def z(*size, **kwargs):
@@ -238,7 +261,9 @@ def test_a_weight_that_was_deleted_is_still_used(layer):
 
 
 def test_a_gru_with_a_projection_is_of_no_use():
-    theirs, ours = twins("GRU", 3, 4, 1, True, False, 0.0, False, 2)
+    # torch.nn's takes what stands where it documents the device.
+    theirs = nn.GRU(3, 4, 1, True, False, 0.0, False, 2)
+    ours = fused_rnn.convert(copy.deepcopy(theirs))
     x = z(5, 2, 3)
     assert_same_error(outcome(lambda: theirs(x)), outcome(lambda: ours(x)))
 

@@ -42,7 +42,6 @@ CONSTRUCTIONS = [
     (LAYERS, (3, 4), {"dropout": 0.5}),
     (LAYERS, (3, 4), {"dropout": 1, "num_layers": 2}),
     (["LSTM", "GRU"], (3, 4, 2, True, True, 0.25, True), {}),
-    (["GRU"], (3, 4, 1, True, False, 0.0, False, 2), {}),
     (["RNN"], (3, 4, 2, "relu", False), {}),
     (["RNN"], (3, 4), {"nonlinearity": "relu"}),
     (["LSTM"], (3, 4), {"proj_size": 2, "num_layers": 2}),

@@ -47,13 +47,18 @@ const Level& pick() {
                                   {"portable", &portable::kLevel, true}};
   const char* const value = std::getenv("FUSED_RNN_SIMD");
   const std::string_view wanted = value != nullptr ? value : "";
-  bool known = false;
+  bool known = wanted.empty();  // which asks for nothing
+  std::string names;
   for (const Candidate& c : candidates) {
     known = known || wanted == c.name;
+    names += (names.empty() ? "" : ", ") + std::string(c.name);
   }
-  // An empty or unknown name asks for nothing. A level asked for but not to be had gives the next
-  // lower one.
-  bool allowed = !known;
+  if (!known) {
+    throw std::runtime_error("FUSED_RNN_SIMD is '" + std::string(wanted) +
+                             "', which is no SIMD level. Choose one of " + names + ".");
+  }
+  // A level asked for but not to be had gives the next lower one.
+  bool allowed = wanted.empty();
   std::string built;
   for (const Candidate& c : candidates) {
     allowed = allowed || wanted == c.name;
@@ -66,7 +71,7 @@ const Level& pick() {
   }
   throw std::runtime_error(
       "fused_rnn was built for " + built + " alone, and " +
-      (known ? "FUSED_RNN_SIMD=" + std::string(wanted) + " allows" : "this CPU has") +
+      (wanted.empty() ? "this CPU has" : "FUSED_RNN_SIMD=" + std::string(wanted) + " allows") +
       " none of it: build all levels with `make build`.");
 }
 

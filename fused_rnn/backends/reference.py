@@ -62,7 +62,7 @@ def scan_states(
     dtype = inputs.x.dtype
     steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
     y = _in_time([step.h for step in steps], batch_sizes)
-    c = _in_time([step.c for step in steps], batch_sizes)
+    c = _in_time([step.c for step in steps if step.c is not None], batch_sizes)
     return y.to(dtype), state.h.to(dtype), state.c.to(dtype), c.to(dtype)
 
 
@@ -87,8 +87,8 @@ def scan_marked(
         after = step(inputs.x[t], before, weights)
         state = _where(live[t], after, state)
         states.append(_where(live[t], after, State(0, 0)))
-    h, c = zip(*states[::-1] if reverse else states, strict=True)
-    c = None if state.c is None else torch.stack(c).to(dtype)
+    h, every_c = zip(*states[::-1] if reverse else states, strict=True)
+    c = None if state.c is None else torch.stack(every_c).to(dtype)
     c_n = None if state.c is None else state.c.to(dtype)
     return torch.stack(h).to(dtype), state.h.to(dtype), c_n, c
 
@@ -222,8 +222,8 @@ def marked_backward(
     """
 
     def run(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, h, c = tensors
-        return scan_marked(cell, Inputs(*tensors), Marked(marked.marks, h, c), reverse)
+        *operands, h, c = tensors
+        return scan_marked(cell, Inputs(*operands), Marked(marked.marks, h, c), reverse)
 
     return _differentiate(run, (*inputs, marked.h, marked.c), needs, (dy, dh_n, dc_n, dc))
 

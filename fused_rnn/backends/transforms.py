@@ -7,7 +7,7 @@ recast, traced or intercepted, only code made of torch's own operators does the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch._C import _is_any_autocast_enabled, _is_tracing, _len_torch_dispatch_stack
@@ -23,7 +23,7 @@ __all__ = [
     "jit_traces",
 ]
 
-Function = TypeVar("Function", bound=Callable)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 VMAP = "vmap"
 FORWARD_AD = "forward-mode AD"
@@ -41,7 +41,7 @@ def constant_in_graphs(function: Function) -> Function:
     What :func:`torch.compiler.assume_constant_result` does, which imports TorchDynamo for it: that
     takes seconds, and importing fused_rnn shall not.
     """
-    function._dynamo_marked_constant = True
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 

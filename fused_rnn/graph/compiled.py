@@ -41,12 +41,12 @@ def run_stack_in_graph(
         if not stack.proj_size:
             return onnx_stack(stack, x, h0, c0, rows, *others[1:])
         backends = [reference] * stack.layers  # ONNX has no projections, but has matrix products
-        return run_stack(stack, x, h0, c0, rows, *others, backends=backends)
+        return run_stack(stack, x, h0, c0, rows, *others, backends=backends)  # type: ignore[misc]
     names = choose_in_graph(stack, x, h0, c0, rows)
     if None in names:
         return "no kernel takes it"
     nodes = Nodes(keep=not recompute)
-    return run_stack(stack, x, h0, c0, rows, *others, backends=names, scan=nodes)
+    return run_stack(stack, x, h0, c0, rows, *others, backends=names, scan=nodes)  # type: ignore[misc]
 
 
 def choose_in_graph(

@@ -102,7 +102,7 @@ _NO_MARKS = None, None, None
 
 def _by_torch(
     cell: str, inputs: Inputs, marked: Marked | None, reverse: bool, every_c: bool
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Any, ...]:
     """Return y, h_n, c_n and c, made of torch's own operators."""
     if marked is not None:
         return reference.scan_marked(cell, inputs, marked, reverse)
@@ -133,7 +133,7 @@ class _Scan(NamedTuple):
         sizes = x.shape[0], n, x.shape[-1], h, p
         ragged = self.marked is not None
         problem = Problem(cell, x.device, x.dtype, *sizes, ragged, training, None, self.every_c)
-        return select(problem).backend or reference
+        return select(problem).backend or BACKENDS[reference.name]
 
 
 def _without_autocast(x: Tensor) -> Any:
@@ -152,7 +152,10 @@ def _results(name: str, cell: str, *operands: Any) -> Results:
     scan, training = _Scan.of(operands), operands[13]
     backend = scan.backend(name, cell, training)
     inputs, marked, reverse, every_c = scan
-    c = None
+    y: Any
+    h_n: Any
+    c_n: Any
+    c: Tensor | None = None
     if marked is not None:
         y, h_n, c_n, saved, c = marks.forward(
             backend, cell, inputs, marked, reverse, training, every_c
@@ -208,7 +211,7 @@ def _gradients_on(
             dc,
         )  # fmt: skip
     if not saved and backend is not reference:  # which saves nothing ever
-        saved = backend.forward(cell, inputs, None, reverse, True)[3]
+        saved = list(backend.forward(cell, inputs, None, reverse, True)[3])
     more = () if dc is None else (dc,)
     gradients = backend.backward(
         cell, inputs, None, reverse, y, tuple(saved), dy, dh_n, dc_n, tuple(needs[:8]), *more

@@ -63,14 +63,14 @@ def _layer(
         "linear_before_reset": 1 if operator == "GRU" else None,
         "activations": ["Relu"] * d if stack.cell == "rnn_relu" else None,
     }
-    y, *states = torch.onnx.ops.symbolic_multi_out(
+    y, *finals_n = torch.onnx.ops.symbolic_multi_out(
         operator,
         (x, *_weights(rows, order), None, *states[:finals]),
         {name: value for name, value in attributes.items() if value is not None},
         dtypes=(x.dtype,) * (1 + finals),
         shapes=((steps, d, n, h), *((d, n, h),) * finals),
     )
-    return [y.transpose(1, 2).reshape(steps, n, d * h), *states]
+    return [y.transpose(1, 2).reshape(steps, n, d * h), *finals_n]
 
 
 def _weights(rows: Sequence[Row], order: Sequence[int]) -> list[Tensor | None]:

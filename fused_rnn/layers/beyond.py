@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,32 @@ from torch.nn.utils.rnn import PackedSequence
 from fused_rnn.backends import transforms
 from fused_rnn.layers.gates import gates_of_layers
 from fused_rnn.layers.options import Options
+from fused_rnn.scans.checks import check_bool
 from fused_rnn.scans.stack import outside_the_graph, run_cell
 
-__all__ = ["Beyond"]
+__all__ = ["Beyond", "PackedStates", "State"]
+
+# The state of a layer: a tensor h, of an LSTM a pair h, c. And those of every packed element.
+State = TypeVar("State")
+PackedStates = TypeVar("PackedStates")
 
 
-class Beyond(nn.RNNBase):
+class Beyond(nn.RNNBase, Generic[State, PackedStates]):
     """The part of LSTM, GRU and RNN that a layer of torch.nn has no counterpart for."""
 
     # On the class, for layers that were torch.nn's until convert() came by.
     learn_initial_state: bool = False
     recompute: bool = False
+
+    if TYPE_CHECKING:  # what a layer that learns has, and what Layers has
+        h0: nn.Parameter
+        c0: nn.Parameter
+
+        def _states(self, hx: Any) -> tuple[Tensor | None, Tensor | None] | None: ...
+        def _weights(self) -> list[list[Any]]: ...
+        def _by_torch(self, input: Any, hx: Any, reason: str) -> Any: ...
+        def _forward_dense(self, input: Any, hx: Any, run: Callable[..., Any]) -> Any: ...
+        def _forward_packed(self, input: Any, hx: Any, run: Callable[..., Any]) -> Any: ...
 
     def __init__(
         self,
@@ -33,13 +49,15 @@ class Beyond(nn.RNNBase):
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_bool("learn_initial_state", learn_initial_state)
+        check_bool("recompute", recompute)
         super().__init__(*args, **kwargs)
         if recompute:
             self.recompute = True
         if learn_initial_state:
             self.learn_initial_state = True
             k = self.num_layers * (2 if self.bidirectional else 1)
-            new_zeros = self.weight_ih_l0.new_zeros
+            new_zeros: Callable[..., Tensor] = self._parameters["weight_ih_l0"].new_zeros
             self.h0 = nn.Parameter(new_zeros(k, 1, self.proj_size or self.hidden_size))
             if self.mode == "LSTM":
                 self.c0 = nn.Parameter(new_zeros(k, 1, self.hidden_size))
@@ -51,6 +69,34 @@ class Beyond(nn.RNNBase):
             if state is not None:
                 nn.init.zeros_(state)
 
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        found = [key for key in (f"{prefix}h0", f"{prefix}c0") if key in unexpected_keys]
+        if found:
+            # An error if loading is strict, which it is not known to be here.
+            warnings.warn(
+                f"the state_dict has a learned initial state ({', '.join(found)}), and the layer "
+                "has none: make it with learn_initial_state=True to load it",
+                stacklevel=2,
+            )
+
     def extra_repr(self) -> str:
         """Return torch.nn's, and the options that are on."""
         options = (name for name in ("learn_initial_state", "recompute") if getattr(self, name))
@@ -61,9 +107,9 @@ class Beyond(nn.RNNBase):
             raise RuntimeError(
                 "torch.jit.script compiles torch.nn's layer, which has no learned initial state"
             )
-        return super().__prepare_scriptable__()
+        return super().__prepare_scriptable__()  # type: ignore[misc]
 
-    def step(self, input: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def step(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         r"""Run all layers for one step: for input that arrives, or is generated, step by step.
 
         The weights are those of the sequence call, and its results are these, step by step. Between
@@ -117,6 +163,9 @@ class Beyond(nn.RNNBase):
 
     def _step_by_cells(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         """Run one cell for each layer; return None where the operands do not plainly fit."""
+        h0: Any  # a tensor, then one for each layer
+        c0: Any
+        row: Any
         given = self._states(state)
         if given is None:
             return None
@@ -125,7 +174,8 @@ class Beyond(nn.RNNBase):
         if any(s is not None and s.dim() != x.dim() + 1 for s in given):
             return None
         if not batched:
-            x, h0, c0 = (t if t is None else t.unsqueeze(-2) for t in (x, h0, c0))
+            x = x.unsqueeze(-2)
+            h0, c0 = (t if t is None else t.unsqueeze(-2) for t in (h0, c0))
         if h0 is None:
             zeros = x.new_zeros(len(x), self.hidden_size)
             h0, c0 = (zeros,) * layers, (zeros if lstm else None,) * layers
@@ -133,7 +183,9 @@ class Beyond(nn.RNNBase):
             return None
         else:
             h0, c0 = h0.unbind(0), c0.unbind(0) if lstm else (None,) * layers
-        cell, h_n, c_n = self.mode.lower(), [], []
+        h_n: list[Any] = []
+        c_n: list[Any] = []
+        cell = self.mode.lower()
         for layer, row in enumerate(self._weights()):
             if layer and self.dropout and self.training:
                 x = drop(x, self.dropout, True)
@@ -156,7 +208,7 @@ class Beyond(nn.RNNBase):
     def gates(
         self,
         input: Tensor,
-        hx: Any = None,
+        hx: State | None = None,
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
@@ -195,7 +247,7 @@ class Beyond(nn.RNNBase):
         options = self._options(input, lengths, resets, True)
         found: dict[str, Tensor] = {}
 
-        def run(stack: Any, x: Tensor, h0: Tensor | None, *others: Any) -> tuple[Any, ...]:
+        def run(stack: Any, x: Tensor, h0: Tensor | None, *others: Any) -> Any:
             result = options.run(stack, x, h0, *others[:-2], 0.0, False)
             found.update(gates_of_layers(stack, x, h0, others[1], options))
             return result
@@ -212,6 +264,8 @@ class Beyond(nn.RNNBase):
         resets: Tensor | None,
         return_states: bool,
     ) -> tuple[Any, ...]:
+        check_bool("return_states", return_states)
+        check_bool("recompute", self.recompute)
         asked = lengths is not None or resets is not None or return_states
         packed = isinstance(input, PackedSequence)
         if packed and torch.compiler.is_compiling():
@@ -260,6 +314,7 @@ class Beyond(nn.RNNBase):
 
     def _learned(self, input: Any) -> Any:
         """Return the learned initial state for an input of the sequence call."""
+        n: int | None
         if isinstance(input, PackedSequence):
             n = int(input.batch_sizes[0])
         elif not isinstance(input, Tensor) or input.dim() not in (2, 3):

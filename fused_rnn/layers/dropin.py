@@ -8,9 +8,10 @@ wrong with it, or has its own ways with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
+from inspect import signature
 from types import CellType, FunctionType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,22 @@ from torch.nn.utils.rnn import PackedSequence
 from fused_rnn.backends import torch_ran, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.graph.compiled import run_stack_in_graph
-from fused_rnn.layers.beyond import Beyond
+from fused_rnn.layers.beyond import Beyond, PackedStates, State
 from fused_rnn.scans.autocast import recast
 from fused_rnn.scans.checks import Stack, check_batch_sizes, check_weights, foreign, misfit
 from fused_rnn.scans.stack import CELL_MISFIT, outside_the_graph, run_cell, run_stack
 
-__all__ = ["Cell", "Layers", "borrow"]
+__all__ = ["Cell", "Layers", "constructor", "like"]
+
+Parameters = ParamSpec("Parameters")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 _RANKS = "the arguments are not tensors of the right ranks"
+
+
+def like(method: Method) -> Callable[[Callable[..., Any]], Method]:
+    """Have type checkers take a function for one like ``method``, overloads included."""
+    return lambda function: cast("Method", function)
 
 
 class _DropIn(nn.Module):
@@ -37,8 +46,10 @@ class _DropIn(nn.Module):
         for argument in (input, hx, *(hx if isinstance(hx, (tuple, list)) else ())):
             if isinstance(argument, Proxy):
                 # torch.fx does not trace into modules of torch.nn; it knows them by their address.
-                path = argument.tracer.path_of_module(self)
-                return argument.tracer.create_proxy("call_module", path, (input, hx), {})
+                tracer: Any = argument.tracer
+                return tracer.create_proxy(
+                    "call_module", tracer.path_of_module(self), (input, hx), {}
+                )
         if torch.compiler.is_compiling() and not transforms.exporting():
             return outside_the_graph(self.forward, input, hx)
         result = self._torch.forward(self, input, hx)
@@ -54,7 +65,7 @@ class _DropIn(nn.Module):
         return twin
 
 
-class Layers(Beyond, _DropIn, nn.RNNBase):
+class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
     """What LSTM, GRU and RNN have in common.
 
     They descend from :class:`torch.nn.RNNBase` and not from :class:`torch.nn.LSTM` and its sisters,
@@ -63,10 +74,61 @@ class Layers(Beyond, _DropIn, nn.RNNBase):
 
     _torch: ClassVar[type[nn.RNNBase]]
 
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_states: Literal[False] = False,
+    ) -> tuple[Tensor, State]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: State | None = None,
+        *,
+        return_states: Literal[False] = False,
+    ) -> tuple[PackedSequence, State]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_states: Literal[True],
+    ) -> tuple[Tensor, State, State]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: State | None = None,
+        *,
+        return_states: Literal[True],
+    ) -> tuple[PackedSequence, State, PackedStates]: ...
+
+    @overload
     def forward(
         self,
         input: Tensor | PackedSequence,
-        hx: Any = None,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_states: bool = False,
+    ) -> tuple[Any, ...]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
@@ -75,7 +137,8 @@ class Layers(Beyond, _DropIn, nn.RNNBase):
         """Run the layers over a sequence, or a batch of them."""
         if hx is None and self.learn_initial_state:
             hx = self._learned(input)
-        if lengths is not None or resets is not None or return_states or self.recompute:
+        asked = return_states is not False or self.recompute is not False
+        if lengths is not None or resets is not None or asked:
             return self._forward_with_options(input, hx, lengths, resets, return_states)
         if torch.compiler.is_compiling():
             if isinstance(input, PackedSequence):
@@ -84,6 +147,11 @@ class Layers(Beyond, _DropIn, nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         return self._forward_dense(input, hx)
+
+    if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything
+
+        @like(forward)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _forward_dense(
         self, input: Tensor, hx: Any, run: Callable[..., Any] = run_stack
@@ -119,7 +187,7 @@ class Layers(Beyond, _DropIn, nn.RNNBase):
         if self._states(hx) is None or x.dim() != 2:
             return self._by_torch(input, hx, _RANKS)
         permuted = hx if hx is None else self.permute_hidden(hx, sorted_indices)
-        h0, c0 = self._states(permuted)
+        h0, c0 = self._states(permuted)  # type: ignore[misc]  # which were two before
         result = self._run(x, h0, c0, batch_sizes, run)
         if isinstance(result, str):
             # torch.nn.LSTM checks nothing of a packed input: a mistake surfaces wherever it may.
@@ -187,18 +255,40 @@ class Layers(Beyond, _DropIn, nn.RNNBase):
         return rows
 
 
-def borrow(constructor: Callable[..., None]) -> Callable[..., None]:
-    """Return the constructor of a torch.nn layer as if it were written in :class:`Layers`.
+def constructor(
+    torchs: Callable[..., None],
+) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
+    """Run the constructor of a torch.nn layer where another one is declared.
 
-    A function that says ``super()`` remembers the class it was written in, and works in no other.
+    The declared one is what editors, type checkers and :func:`inspect.signature` see, and its body
+    is not used. What runs is torch.nn's, with the arguments as they come, so that all that is wrong
+    with them is said in its words. ``device`` and ``dtype`` may stand where they are declared to:
+    torch.nn's GRU and RNN take what stands there for the size of a projection.
     """
-    return FunctionType(
-        constructor.__code__,
-        constructor.__globals__,
-        constructor.__name__,
-        constructor.__defaults__,
+    # A function that says super() remembers the class it was written in, and works in no other.
+    run = FunctionType(
+        torchs.__code__,
+        torchs.__globals__,
+        torchs.__name__,
+        torchs.__defaults__,
         (CellType(Layers),),
     )
+
+    def decorate(declared: Callable[Parameters, None]) -> Callable[Parameters, None]:
+        names = list(signature(declared).parameters)[1:]  # without self
+        device = len(names) if "proj_size" in names else names.index("device")
+
+        @wraps(declared)
+        def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+            if len(args) > device:
+                declared(self, *args, **kwargs)  # for Python's own error if they do not fit
+                kwargs |= dict(zip(names[device:], args[device:], strict=False))
+                args = args[:device]
+            run(self, *args, **kwargs)
+
+        return cast("Callable[Parameters, None]", construct)
+
+    return decorate
 
 
 class Cell(_DropIn, nn.RNNCellBase):

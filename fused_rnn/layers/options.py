@@ -183,7 +183,7 @@ class Options:
         given = (t for t in (self._lengths, self._resets) if isinstance(t, Tensor))
         if all(t.device.type == "cpu" for t in given):
             return None
-        backends, _ = choose(*operands, every_state=self._every_state, marked=True)
+        backends, _ = choose(*operands, every_state=self._every_state, marked=True)  # type: ignore[misc]
         return None if backends is None else [backend.name for backend in backends]
 
     def _marked(

@@ -40,7 +40,8 @@ def recast(
     if not floating or dtype is None:
         return run(stack, x, h0, c0, rows, *others)
     kept = [_or_float(h0), _or_float(c0)]
-    x, h0, c0 = (t if t is None else t.to(dtype) for t in (x, h0, c0))
+    x = x.to(dtype)
+    h0, c0 = (t if t is None else t.to(dtype) for t in (h0, c0))
     rows = [[w.to(dtype) for w in row] for row in rows]
     with torch.autocast(kind, enabled=False):
         result = run(stack, x, h0, c0, rows, *others)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from fused_rnn.backends import Backend, Inputs, reference, transforms
 
@@ -162,7 +161,8 @@ class _ScanStates(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scan = cell, Inputs(*inputs), batch_sizes, reverse
         if backend is reference:
-            (y, h_n, c_n, c), saved = reference.scan_states(*scan), ()
+            y, h_n, c_n, c = reference.scan_states(*scan)
+            saved: tuple[Tensor, ...] = ()
         else:
             y, h_n, c_n, saved, c = backend.scan_states(*scan, not recompute)
         ctx.save_for_backward(*inputs, y, *(() if recompute else saved))
@@ -229,7 +229,7 @@ class _Step(torch.autograd.Function):
 
 
 def _backward(
-    ctx: FunctionCtx,
+    ctx: Any,
     backend: Backend,
     cell: str,
     batch_sizes: Tensor | None,
@@ -247,7 +247,7 @@ def _backward(
     inputs, y, saved = Inputs(*tensors[:8]), tensors[8], tensors[9:]
     active = transforms.active()
     if torch.is_grad_enabled() or not _by_hand():
-        backend = reference
+        backend = cast("Backend", reference)
     # Gradients of sums and of slices come expanded or strided; kernels take them dense.
     dy, dh_n, dc_n = (d if d is None else d.contiguous() for d in (dy, dh_n, dc_n))
     scan = backend, cell, inputs, batch_sizes, reverse, recompute, y, saved
@@ -299,7 +299,8 @@ def _gradients_of_both(
         return backend.backward_both(cell, inputs, batch_sizes, y, saved, given, needs)
     dxs, others = [], []
     for k in (0, 1):
-        dx, *rest = [None] * 8
+        dx: Tensor | None = None
+        rest: list[Tensor | None] = [None] * 7
         if used[k]:
             scan = cell, inputs[k], batch_sizes, k == 1, y[k], saved[k]
             dx, *rest = backend.backward(*scan, *given[k], tuple(each[k]))

@@ -23,6 +23,7 @@ __all__ = [
     "Stack",
     "cell_fits",
     "check_batch_sizes",
+    "check_bool",
     "check_weights",
     "foreign",
     "misfit",
@@ -35,7 +36,7 @@ Row = Sequence[Tensor]
 _PLAIN = frozenset({Tensor, Parameter})
 
 
-def _is_plain(t: object) -> bool:
+def _is_plain(t: Any) -> bool:
     known = type(t) in _PLAIN or _stands_in(t)
     return known and t.layout is torch.strided and not t.is_nested
 
@@ -61,21 +62,12 @@ class Stack(NamedTuple):
         """Return the stack that these weights make, going by the first layer's.
 
         Raises:
+            TypeError: if they are not sequences of tensors.
             RuntimeError: if they make none.
         """
         directions = 2 if bidirectional else 1
-        if not rows or len(rows) % directions:
-            raise RuntimeError(
-                f"expected weights for {directions} directions per layer, got {len(rows)} rows"
-            )
+        _check_rows(cell, rows, directions)
         row = rows[0]
-        if len(row) not in ((2, 3, 4, 5) if CELLS[cell].has_cell_state else (2, 4)):
-            raise RuntimeError(
-                f"{cell}: unexpected number of weights for one direction: {len(row)}"
-            )
-        for w in row[:2]:
-            if w.dim() != 2:
-                raise RuntimeError(f"{cell}: w_ih and w_hh should be 2-D, got {w.dim()}-D")
         proj_size = row[-1].shape[0] if len(row) % 2 else 0
         return cls(
             cell,
@@ -86,6 +78,34 @@ class Stack(NamedTuple):
             directions,
             len(row) >= 4,
         )
+
+
+def _check_rows(cell: str, rows: Any, directions: int) -> None:
+    projection = CELLS[cell].has_cell_state
+    of_row = f"(w_ih, w_hh[, b_ih, b_hh]{'[, w_hr]' if projection else ''})"
+    expected = f"{cell}: weights should be a sequence with {of_row} for each layer and direction"
+    if isinstance(rows, (Tensor, dict)) or not hasattr(rows, "__len__"):
+        raise TypeError(f"{expected}, got: {type(rows).__name__}")
+    for k, row in enumerate(rows):
+        if isinstance(row, Tensor):
+            raise TypeError(f"{expected}, got a flat sequence: weights[{k}] is a tensor")
+        if not isinstance(row, Sequence) and not hasattr(row, "__len__"):
+            raise TypeError(f"{expected}, got: weights[{k}], a {type(row).__name__}")
+    if not rows or len(rows) % directions:
+        of = f"a multiple of {directions} rows, one for each direction of each layer"
+        raise RuntimeError(
+            f"{cell}: weights should have {of if directions > 1 else 'a row for each layer'}, "
+            f"got {len(rows)}"
+        )
+    row = rows[0]
+    if len(row) not in ((2, 3, 4, 5) if projection else (2, 4)):
+        raise RuntimeError(f"{cell}: weights[0] should be {of_row}, got {len(row)} tensors")
+    for i, w in enumerate(row):
+        if not isinstance(w, Tensor):
+            raise TypeError(f"{cell}: weights[0][{i}] should be a tensor, got: {type(w).__name__}")
+    for name, w in zip(("w_ih", "w_hh"), row, strict=False):
+        if w.dim() != 2:
+            raise RuntimeError(f"{cell}: {name} of weights[0] should be 2-D, got {w.dim()}-D")
 
 
 @lru_cache(maxsize=256)
@@ -182,10 +202,11 @@ def check_weights(
     dtype, device = rows[0][0].dtype, rows[0][0].device
     shapes = _expected_shapes(*stack)
     if len(rows) != len(shapes):
-        raise RuntimeError(f"expected {len(shapes)} rows of weights, got {len(rows)}")
+        raise RuntimeError(f"weights should have {len(shapes)} rows, got {len(rows)}")
     for k, (row, row_shapes) in enumerate(zip(rows, shapes, strict=True)):
         if len(row) != len(row_shapes):
-            raise RuntimeError(f"expected {len(row_shapes)} weights in row {k}, got {len(row)}")
+            name = "weights" if names is None else "the layer's weights"
+            raise RuntimeError(f"{name}[{k}] should have {len(row_shapes)} tensors, got {len(row)}")
         for i, (w, shape) in enumerate(zip(row, row_shapes, strict=True)):
             if w.shape != shape or w.device != device or (w.dtype is not dtype and not any_dtype):
                 name = names[k][i] if names else f"weights[{k}][{i}]"
@@ -193,6 +214,16 @@ def check_weights(
                     f"{name} should be {tuple(shape)}, {dtype}, on {device}; "
                     f"it is {tuple(w.shape)}, {w.dtype}, on {w.device}"
                 )
+
+
+def check_bool(name: str, value: object) -> None:
+    """Check that an option is True or False, as torch.nn does where it checks one.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
 def check_batch_sizes(x: Tensor, batch_sizes: Tensor) -> list[int]:

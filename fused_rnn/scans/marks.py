@@ -80,7 +80,8 @@ def forward(
         return backend.marked_forward(cell, inputs, marked, reverse, training, every_c)
     rows = _Rows(inputs, marked, reverse)
     scan = cell, rows.inputs, rows.batch_sizes, reverse
-    c = None
+    c_n: Tensor | None
+    c: Tensor | None = None
     if every_c:
         y, h_n, c_n, saved, c = backend.scan_states(*scan, training)
     else:
@@ -119,7 +120,8 @@ def backward(
         return backend.marked_backward(*operands, y, saved, dy, dh_n, dc_n, needs, dc)
     rows = _Rows(inputs, marked, reverse)
     saved = tuple(map(_unpadded, saved, backend.saved(cell, rows.inputs)))
-    y, dy, dc = (d if d is None else rows.pack(d) for d in (y, dy, dc))
+    y = rows.pack(y)
+    dy, dc = (d if d is None else rows.pack(d) for d in (dy, dc))
     ends = [d if d is None else rows.begin_at_ends(d) for d in (dh_n, dc_n)]
     # What begins anew has the gradients of the state after a reset.
     wanted = needs[0], needs[1] or needs[8], needs[2] or needs[9], *needs[3:8]

@@ -27,7 +27,7 @@ class Segments(NamedTuple):
     """
 
     steps: int  # T
-    count: int  # S
+    count: int  # type: ignore[assignment]  # S; it hides tuple.count
     batch_sizes: Tensor | None  # int64 on the CPU: how many segments have a first step, a second...
     times: Tensor  # (rows,): which step each packed row is of
     members: Tensor  # (rows,): and of which sequence

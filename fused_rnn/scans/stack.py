@@ -14,7 +14,7 @@ import torch
 from torch import _VF, Tensor
 from torch.nn.functional import dropout as drop
 
-from fused_rnn.backends import Backend, Inputs, Problem, Selection, note, select, transforms
+from fused_rnn.backends import Inputs, Problem, Selection, note, select, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.scans import autograd
 from fused_rnn.scans.checks import Row, Stack, cell_fits
@@ -103,7 +103,7 @@ def torch_cell(
     return _TORCH_CELLS[cell](x, h, *weights), None
 
 
-@torch._disable_dynamo
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def outside_the_graph(run: Callable[..., Any], *args: Any) -> Any:
     """Run with a break of the graph around, as TorchDynamo makes it for every layer of torch.nn.
 
@@ -147,14 +147,15 @@ def run_stack(
     h0s, c0s = _initial_states(stack, x, h0, c0, n)
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
+    y: Any  # what each direction gave out
     for layer, backend in enumerate(backends):
         if layer and dropout and training:
             x = drop(x, dropout, True)
         if layer in together:
-            inputs = tuple(
+            both_inputs = tuple(
                 Inputs(x, h0s[k], c0s[k], *operands(rows[k])) for k in (2 * layer, 2 * layer + 1)
             )
-            results = autograd.scan_both(backend, stack.cell, inputs, batch_sizes)
+            results = autograd.scan_both(backend, stack.cell, both_inputs, batch_sizes)
             y, h, c = zip(*results, strict=True)
             h_n += h
             c_n += c
@@ -182,7 +183,7 @@ def choose(
     every_state: bool = False,
     marked: bool = False,
     both: bool = False,
-) -> tuple[list[Backend] | None, list[int]]:
+) -> tuple[list[Any] | None, list[int]]:
     """Return a backend for each layer, or None if one has none: torch's operator runs them all.
 
     Args:

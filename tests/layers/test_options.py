@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -459,6 +460,25 @@ def test_copies(layer, how):
     x = example(module)
     torch.testing.assert_close(twin(x), module(x), rtol=0, atol=0)
     assert torch.autograd.grad(forward_sum(twin, x), twin.h0)[0].any()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_learned_state_in_a_state_dict_for_a_plain_layer(layer):
+    learned = nn.Sequential(make(layer, learn_initial_state=True))
+    plain = nn.Sequential(getattr(fused_rnn, layer)(I, H))
+    keys = "0.h0, 0.c0" if layer == "LSTM" else "0.h0"
+    hint = rf"learned initial state \({keys}\).*learn_initial_state=True"
+    with pytest.warns(UserWarning, match=hint), pytest.raises(RuntimeError, match="Unexpected key"):
+        plain.load_state_dict(learned.state_dict())
+    with pytest.warns(UserWarning, match=hint):
+        plain.load_state_dict(learned.state_dict(), strict=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learned.load_state_dict(learned.state_dict())
+        plain.load_state_dict(plain.state_dict())
+        # Another module's h0 is that module's business.
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            plain.load_state_dict(plain.state_dict() | {"h0": torch.zeros(1)})
 
 
 def test_options_of_converted_layers():

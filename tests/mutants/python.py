@@ -245,6 +245,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/test_convert_parametrized.py", "tests/test_modules.py"),
     ),
     Mutant(
+        "py-dropin-device-by-place",
+        "fused_rnn/layers/dropin.py",
+        'len(names) if "proj_size" in names else names.index("device")',
+        "len(names)",
+        ("tests/test_signatures.py",),
+    ),
+    Mutant(
         "py-beyond-c0-not-reset",
         "fused_rnn/layers/beyond.py",
         "nn.init.zeros_(state)",
@@ -453,6 +460,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "if state.device != device or (state.dtype is not dtype and not any_dtype):",
         "if state.device != device:",
         ("tests/test_functional.py", "tests/test_module_errors.py"),
+    ),
+    Mutant(
+        "py-convert-report-unchecked",
+        "fused_rnn/convert.py",
+        "if report is not None and not callable(report):",
+        "if False:",
+        ("tests/test_convert_left_alone.py",),
     ),
     Mutant(
         "py-convert-forward-of-instance",
@@ -905,7 +919,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-node-recomputes-forwards",
         "fused_rnn/graph/node.py",
-        "saved = backend.forward(cell, inputs, None, reverse, True)[3]",
+        "saved = list(backend.forward(cell, inputs, None, reverse, True)[3])",
         "saved = backend.forward(cell, inputs, None, False, True)[3]",
         ("tests/scans/test_marks.py", "tests/graph/test_compile.py"),
     ),
