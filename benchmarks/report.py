@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .bar import Verdict, geometric_mean
-from .cases import KINDS
+from .cases import KINDS, Case, Shape
 from .harness import CaseResult, PeerResult
 from .kernels import KernelResult
 from .peers import BASELINE, OURS, PEERS
 from .text import BOLD, RED, Paint, bar_table, duration, ratio, skips
+from .timing import Timing
 
 _SCHEMA = 1
 
@@ -73,6 +74,30 @@ def write_json(run: Run, path: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Run:
+    """Return a run as it was written."""
+    document = json.loads(path.read_text())
+    if document["schema"] != _SCHEMA:
+        raise ValueError(f"{path}: schema {document['schema']}, this program reads {_SCHEMA}")
+    names = ("machine", "versions", "commit", "settings", "rates", "created", "seconds")
+    run = Run(**{name: document[name] for name in names})
+    for verdict in document["bar"]:
+        run.verdicts.append(Verdict(**{k: v for k, v in verdict.items() if k != "met"}))
+    run.kernels = [KernelResult(**kernel) for kernel in document.get("kernels", ())]
+    run.results = [_case_from_json(case) for case in document["cases"]]
+    return run
+
+
+def _case_from_json(found: dict[str, Any]) -> CaseResult:
+    case = Case(found["cell"], found["kind"], Shape(**found["shape"]), dtype=found["dtype"])
+    result = CaseResult(case, failure=found["failure"], other_work=found["other_work"])
+    for name, peer in found["peers"].items():
+        timing = {f.name: peer[f.name] for f in fields(Timing) if f.name in peer}
+        others = {f.name: peer.get(f.name) for f in fields(PeerResult) if f.name != "timing"}
+        result.peers[name] = PeerResult(timing=Timing(**timing) if timing else None, **others)
+    return result
 
 
 def _case_json(result: CaseResult, run: Run) -> dict[str, Any]:
