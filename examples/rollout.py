@@ -175,8 +175,8 @@ def draw(right: Sequence[float], seconds: tuple[float, float], what: str, path: 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    learning, speed = figure.subplots(1, 2, width_ratios=(2, 1))
-    learning.plot(right)
+    learning, speed = figure.subplots(1, 2, width_ratios=(3, 2))
+    learning.plot(range(1, len(right) + 1), right, label="the policy")
     learning.axhline(1 / _SIGNALS, color="grey", linestyle=":", label="guessing")
     learning.set(
         title="The policy learns to remember the signal",
@@ -184,12 +184,14 @@ def draw(right: Sequence[float], seconds: tuple[float, float], what: str, path: 
         ylabel="share of right answers",
         ylim=(0, 1.02),
     )
+    learning.xaxis.get_major_locator().set_params(integer=True)
     learning.legend()
     ways = ["fused_rnn.LSTM,\none call with resets", "torch.nn.LSTMCell\nin a loop"]
     speed.bar_label(speed.bar(ways, [1e3 * s for s in seconds]), fmt="%.1f ms")
     speed.margins(y=0.1)
-    longer = f"The loop takes {seconds[1] / seconds[0]:.1f} times as long as the call"
-    speed.set(ylabel="ms per update, median", title=f"{longer}\n({what})")
+    speed.set_title(f"The loop takes {seconds[1] / seconds[0]:.1f} times as long")
+    speed.set_xlabel(what)
+    speed.set_ylabel("ms per update, median")
     figure.savefig(path)
     print(f"wrote {path}")
 

@@ -159,7 +159,8 @@ def draw(said: Sequence[str], written: str, attention: Tensor, path: Path) -> No
         xlabel="signs written, from left to right",
         ylabel="words read",
     )
-    shown = axes.imshow(attention[:, : len(said)].t().numpy(), cmap="magma", vmin=0, vmax=1)
+    shares = attention[:, : len(said)].t().numpy()
+    shown = axes.imshow(shares, cmap="magma", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(written)), list(written))
     axes.set_yticks(range(len(said)), said)
     figure.colorbar(shown, label="share of a sign's attention")

@@ -23,7 +23,7 @@ FLOORS = (
     ("backends",),
     ("backends.reference", "backends.native", "backends.triton"),
     ("backends.base", "backends.transforms"),
-    ("cells",),
+    ("cells", "command"),
 )
 # The reference is written in terms that all backends share, and they are the backends package's.
 KNOWN = {("backends.reference", "backends")}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 
+from fused_rnn import command
+
 from . import gates, persistent, persistent_backward, plans
 from .build import UnbuildableError, bench_target, build, scalar_math_target
 from .simt.library import TOYS, stepwise_target, target
@@ -39,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)
