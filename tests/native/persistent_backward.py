@@ -23,7 +23,7 @@ MEETINGS = ("memory", "cluster", "clusters")  # as enum Meeting counts
 
 
 class Layout(NamedTuple):
-    """How the weights lie over blocks, as Plan in persistent.h; the rest of it follows."""
+    """How the weights lie over blocks, as Plan in persistent/params.h; the rest of it follows."""
 
     shape: int
     cluster: int
