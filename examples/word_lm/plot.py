@@ -157,5 +157,5 @@ def _draw_speeds(axes: Axes, result: Result) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("length of a bar: speed relative to torch.nn, medians")
+    axes.set_xlabel("bars: median speed, torch.nn = 1")
     axes.set_title("Tokens per second, beside the names")
