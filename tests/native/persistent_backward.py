@@ -15,7 +15,7 @@ from . import gates
 from .build import ROOT
 from .core import Arrays, Results
 from .gates import DTYPES, Buffers, Incoming, Step
-from .persistent import joined, visits
+from .persistent_forward import joined, visits
 from .simt.library import SIMT, Machine, machine
 
 KERNELS = (ROOT / "csrc/cuda/persistent/backward.cu", SIMT / "persistent_backward.cpp")
