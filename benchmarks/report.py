@@ -76,30 +76,6 @@ def write_json(run: Run, path: Path) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Run:
-    """Return a run as it was written."""
-    document = json.loads(path.read_text())
-    if document["schema"] != _SCHEMA:
-        raise ValueError(f"{path}: schema {document['schema']}, this program reads {_SCHEMA}")
-    names = ("machine", "versions", "commit", "settings", "rates", "created", "seconds")
-    run = Run(**{name: document[name] for name in names})
-    for verdict in document["bar"]:
-        run.verdicts.append(Verdict(**{k: v for k, v in verdict.items() if k != "met"}))
-    run.kernels = [KernelResult(**kernel) for kernel in document.get("kernels", ())]
-    run.results = [_case_from_json(case) for case in document["cases"]]
-    return run
-
-
-def _case_from_json(found: dict[str, Any]) -> CaseResult:
-    case = Case(found["cell"], found["kind"], Shape(**found["shape"]), dtype=found["dtype"])
-    result = CaseResult(case, failure=found["failure"], other_work=found["other_work"])
-    for name, peer in found["peers"].items():
-        timing = {f.name: peer[f.name] for f in fields(Timing) if f.name in peer}
-        others = {f.name: peer.get(f.name) for f in fields(PeerResult) if f.name != "timing"}
-        result.peers[name] = PeerResult(timing=Timing(**timing) if timing else None, **others)
-    return result
-
-
 def _case_json(result: CaseResult, run: Run) -> dict[str, Any]:
     case = result.case
     return {
@@ -131,6 +107,34 @@ def _peer_json(peer: PeerResult, result: CaseResult, run: Run) -> dict[str, Any]
     if peer.activation_bytes is not None:
         found["activation_bytes"] = peer.activation_bytes
     return found | {"error": peer.error, "peak_bytes": peer.peak_bytes, "notes": peer.notes}
+
+
+def read_json(path: Path) -> Run:
+    """Return the run that :func:`write_json` wrote."""
+    document = json.loads(path.read_text())
+    if document.get("schema") != _SCHEMA:
+        raise ValueError(f"{path.name}: no run of schema {_SCHEMA}")
+    described = ("machine", "versions", "commit", "settings", "rates", "created", "seconds")
+    return Run(
+        **{name: document[name] for name in described},
+        results=[_case_of(entry) for entry in document["cases"]],
+        verdicts=[Verdict(**_fields(Verdict, entry)) for entry in document["bar"]],
+        kernels=[KernelResult(**entry) for entry in document.get("kernels", ())],
+    )
+
+
+def _case_of(entry: dict[str, Any]) -> CaseResult:
+    case = Case(entry["cell"], entry["kind"], Shape(**entry["shape"]), dtype=entry["dtype"])
+    peers = {}
+    for name, found in entry["peers"].items():
+        timing = Timing(**_fields(Timing, found)) if "median_s" in found else None
+        peers[name] = PeerResult(**_fields(PeerResult, found), timing=timing)
+    return CaseResult(case, peers, entry["failure"], entry["other_work"])
+
+
+def _fields(kind: type, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what is a field of a dataclass, without what was computed from the fields."""
+    return {field.name: entry[field.name] for field in fields(kind) if field.name in entry}
 
 
 def render(run: Run, colour: bool = False) -> str:

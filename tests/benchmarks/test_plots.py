@@ -20,7 +20,7 @@ def test_a_run_that_is_read_is_the_run_that_was_written(path, tmp_path):
 
 def test_a_file_of_another_schema_is_refused(tmp_path):
     (tmp_path / "run.json").write_text('{"schema": 0}')
-    with pytest.raises(ValueError, match="schema 0"):
+    with pytest.raises(ValueError, match="no run of schema"):
         read_json(tmp_path / "run.json")
 
 
