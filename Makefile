@@ -16,14 +16,18 @@ PACKAGES := setuptools wheel ninja==1.13.2 numpy==2.4.6 pytest==9.2.0 pytest-xdi
             matplotlib==3.11.2 onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 build==1.6.1 \
             ruff==0.17.6 clang-format==23.1.5 triton==3.9.0 pytest-random-order==1.2.0 \
             coverage==7.17.4 pytest-cov==7.1.0 gcovr==8.8
+# For `make docs` alone, installed by it.
+DOCS_PACKAGES := sphinx==9.0.4 myst-parser==5.2.0 furo==2025.12.19
 
 ifeq ($(ENV),system)
 PYTHON := python3
 READY := check-system
+DOCS_READY :=
 TOOLS :=
 else ifeq ($(ENV),venv)
 PYTHON := .venv/bin/python
 READY := .venv/ready
+DOCS_READY := .venv/ready-docs
 TOOLS := .venv/bin/
 else
 $(error ENV is 'venv' or 'system', got '$(ENV)')
@@ -33,7 +37,9 @@ export PYTHONPATH := $(CURDIR)
 
 NATIVE := fused_rnn/_C.abi3.so
 CUDA_NATIVE := fused_rnn/_C_cuda.abi3.so
-SOURCES := setup.py $(shell find csrc -type f -not -name '*.txt' -not -path '*__pycache__*')
+# Of the CPU's module. What nvcc compiles, `make cuda` knows by itself.
+SOURCES := setup.py csrc/cuda/nvcc.py \
+           $(shell find csrc -type f -not -path 'csrc/cuda/*' -not -path '*__pycache__*')
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 # The oldest Triton that is served. Its interpreter does not know what NumPy 2.4 has changed.
@@ -43,7 +49,7 @@ OLDEST_TRITON := triton==3.6.0 numpy==2.3.5
 PYTEST = $(PYTHON) -m pytest $$($(PYTHON) -c "import xdist" 2> /dev/null && \
            printf '%s ' -n $(JOBS) --dist worksteal)
 
-.PHONY: demo test test-all test-libraries bench lint format sanitize mutants coverage check-cuda \
+.PHONY: demo test test-all test-libraries bench docs lint format sanitize mutants coverage check-cuda \
         check-triton cuda build clean check-system force
 
 demo: build
@@ -78,6 +84,12 @@ coverage: $(READY)
 
 bench: build
 	$(PYTHON) -m benchmarks $(ARGS)
+
+# The documentation site, in build/docs. A warning is an error, and so is a link that leads nowhere.
+docs: $(READY) $(DOCS_READY)
+	rm -rf build/docs
+	$(PYTHON) -m sphinx -E -n -W --keep-going -q -b html -d build/doctrees docs build/docs
+	$(PYTHON) docs/check_links.py build/docs
 
 lint: $(READY)
 	$(TOOLS)ruff check .
@@ -125,16 +137,21 @@ $(NATIVE): $(SOURCES) build/level | $(READY)
 	  { tail -n 40 build/log.txt; exit 1; }
 	@touch $@
 
-# Changes when another choice of levels is to be built.
+# Changes when another choice of levels, or other flags, are asked for.
 build/level: force
 	@mkdir -p build
-	@echo "$(LEVEL)" | cmp -s - $@ || echo "$(LEVEL)" > $@
+	@echo "$(strip $(LEVEL) $(FUSED_RNN_CXXFLAGS))" | cmp -s - $@ || \
+	  echo "$(strip $(LEVEL) $(FUSED_RNN_CXXFLAGS))" > $@
 
 .venv/ready: Makefile
 	@command -v python3 > /dev/null || { echo "make needs python3 (3.10 or newer) on the PATH."; exit 1; }
 	python3 -m venv .venv
 	.venv/bin/python -m pip install -q --upgrade pip
 	.venv/bin/python -m pip install -q $(TORCH) $(PACKAGES)
+	@touch $@
+
+.venv/ready-docs: .venv/ready
+	.venv/bin/python -m pip install -q $(DOCS_PACKAGES)
 	@touch $@
 
 check-system:

@@ -52,14 +52,15 @@ def bar_table(verdicts: Sequence[Verdict], paint: Paint) -> list[str]:
         if v.worst_case and v.cases > 1:
             text += f"  (worst: {v.worst_case})"
         lines.append(
-            f"  {v.title:<56}{v.cases:>6}{_figure(v.geomean, v.unit):>9}"
-            f"{_figure(v.geomean_bar, v.unit):>9}{_figure(v.worst, v.unit):>9}"
-            f"{_figure(v.worst_bar, v.unit):>9}  {text}"
+            f"  {v.title:<56}{v.cases:>6}{figure(v.geomean, v.unit):>9}"
+            f"{figure(v.geomean_bar, v.unit):>9}{figure(v.worst, v.unit):>9}"
+            f"{figure(v.worst_bar, v.unit):>9}  {text}"
         )
     return lines
 
 
-def _figure(value: float | None, unit: str) -> str:
+def figure(value: float | None, unit: str) -> str:
+    """Return a figure of the bar as its unit asks for; see :class:`~benchmarks.bar.Verdict`."""
     if value is None:
         return "-"
     return {"x": f"{value:#.3g}x", "%": f"{value:.1%}", "e": f"{value:.1e}"}[unit]

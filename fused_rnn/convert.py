@@ -75,9 +75,10 @@ def convert(model: Model, *, report: Report | None = None) -> Model:
 
     Args:
         model (torch.nn.Module): the model, or itself a recurrent layer
-        report (Callable, optional): called once for each recurrent module with a :class:`Swap`
-            (``name``, ``old``, ``new``, ``reason``) whose ``str()`` is a sentence; ``print`` and
-            ``some_list.append`` both serve. Default: ``None``
+        report (Callable, optional): called once for each recurrent module with a
+            :class:`~fused_rnn.convert.Swap` (``name``, ``old``, ``new``, ``reason``) whose
+            ``str()`` is a sentence; ``print`` and ``some_list.append`` both serve.
+            Default: ``None``
 
     Returns:
         the same model

@@ -42,7 +42,7 @@ class Row:
 
 
 class Explanation:
-    """The rows of :func:`explain`, in the order in which the modules ran; ``str()`` is a table."""
+    """The rows of :func:`fused_rnn.explain`, in the order in which modules ran; a table as text."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []

@@ -171,8 +171,9 @@ class RNN(Layers):
     ``torch.nn.RNN``'s own forward; :func:`fused_rnn.explain` tells which ran.
 
     Args:
-        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
-            bidirectional: see :class:`torch.nn.RNN`
+        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first: see
+            :class:`torch.nn.RNN`
+        dropout, bidirectional: see :class:`torch.nn.RNN`
         learn_initial_state, recompute: see :class:`LSTM`
 
     Inputs: input, h_0, lengths, resets, return_states

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from fused_rnn.backends import BACKENDS, native, reference
+from fused_rnn.backends.native import persistent
 from fused_rnn.cells import CELLS
 from tests import tiers
 from tests.operands import RAGGED, SHAPES, SMALL, SMALL_RAGGED, Shape
@@ -102,20 +103,21 @@ class _Room:
 _ROOM = _Room()
 
 
-@pytest.fixture(autouse=True)
-def _apart(request, tmp_path_factory):
-    """Keep other workers' tests from running beside one that wants the cores to itself."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Keep other workers' tests from running beside one that wants the cores to itself.
+
+    Around all of a test: fixtures of a module are set up before those of a function.
+    """
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    alone = tiers.entry(request.node, tiers.APART) is not None
-    _ROOM.enter(
-        tmp_path_factory.getbasetemp().parent,  # the workers' own is below it
-        fcntl.LOCK_EX if alone else fcntl.LOCK_SH,
-    )
-    yield
-    if not alone:
-        _ROOM.leave()
+        return (yield)
+    alone = tiers.entry(item, tiers.APART) is not None
+    _ROOM.enter(item.config.cache.mkdir("room"), fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    try:
+        return (yield)
+    finally:
+        if not alone:
+            _ROOM.leave()
 
 
 def pytest_sessionfinish():
@@ -138,9 +140,10 @@ def _fresh_tensors_are_nan():
 
     Not on a GPU: torch's switch chooses other algorithms there, and warns of more.
     """
+    before = torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode(before)
 
 
 @pytest.fixture(autouse=NO_CUDA is None)
@@ -153,6 +156,14 @@ def _float32_is_float32():
     yield
     for setting, allowed in zip(settings, before, strict=True):
         setting.allow_tf32 = allowed
+
+
+@pytest.fixture
+def no_known_plans():
+    """Forget what was answered, or will be by a stand-in, of plans for a GPU."""
+    persistent._has_plan.cache_clear()
+    yield
+    persistent._has_plan.cache_clear()
 
 
 @pytest.fixture(params=CELLS)

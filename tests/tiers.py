@@ -36,6 +36,7 @@ _TRACED = "seconds to trace or compile; the same numbers are tested in pairs wit
 _LATE = "what cannot be is skipped as it runs, and would take pairs from what can"
 _OPCHECK = "seconds each, and what it looks at does not depend on the sizes"
 
+_LARGE = "tens of GiB of a GPU's memory"
 _REFERENCE = "a path of its own where ragged, reverse and projected meet"
 
 _CUDA = "backends/native/cuda"
@@ -53,6 +54,8 @@ CORE = {
     f"{_CUDA}/test_persistent_forward.py::test_forward": Rule(
         PAIRS, "a kernel for each cell and type"
     ),
+    f"{_CUDA}/test_cuda.py::test_more_than_two_to_the_31_gates": Rule(NONE, _LARGE),
+    f"{_CUDA}/test_cuda.py::test_a_step_of_more_than_two_to_the_31_gates": Rule(NONE, _LARGE),
     "test_cells.py::test_step_is_that_of_torch": Rule(ALL, _LATE),
     f"{_CUDA}/test_both_directions.py::test_one_after_the_other_where_the_launch_is_refused": Rule(
         ALL, _LATE
@@ -73,8 +76,11 @@ CORE = {
     "backends/native/test_math.py::test_within_three_units_in_the_last_place": Rule(
         EACH_VALUE, "each function and each level; millions of numbers each"
     ),
+    "backends/triton/test_compile.py::test_each_kernel_fits_at_its_largest": Rule(
+        EACH_VALUE, "seconds each, and kernels of a type are alike on each GPU"
+    ),
     "backends/triton/test_compile.py::test_no_kernel_spills": Rule(
-        NONE, "minutes for each GPU; test_each_kernel_fits_at_its_largest is for one"
+        NONE, "minutes for each GPU; test_each_kernel_fits_at_its_largest has each at its largest"
     ),
     "test_examples_options.py::"
     "test_long_range_dependencies_are_learned_by_lstm_and_gru_alone": Rule(
@@ -146,8 +152,9 @@ def is_skipped(item: pytest.Item) -> bool:
     cannot_be = getattr(getattr(item, "module", None), "cannot_be", None)
     if cannot_be is not None and cannot_be(**getattr(item, "callspec", _NO_PARAMETERS).params):
         return True
-    conditions = (all(mark.args[:1]) for mark in item.iter_markers("skipif"))
-    return any(conditions) or item.get_closest_marker("skip") is not None
+    conditions = [mark.args for mark in item.iter_markers("skipif")]
+    assert all(len(args) == 1 and not isinstance(args[0], str) for args in conditions), item.nodeid
+    return any(args[0] for args in conditions) or item.get_closest_marker("skip") is not None
 
 
 def strength_of(item: pytest.Item) -> int:

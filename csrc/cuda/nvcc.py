@@ -6,6 +6,7 @@ torch, without which torch.utils.cpp_extension refuses to compile CUDA sources.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -101,6 +102,16 @@ def host_compiler() -> list[str]:
     """Return nvcc's flags for the compiler that CXX names, past a cache that starts it."""
     words = [word for word in os.environ.get("CXX", "").split() if Path(word).name not in LAUNCHERS]
     return ["-ccbin", words[0]] if words else []
+
+
+@functools.cache
+def _host_version() -> str:
+    command = [*(host_compiler()[1:] or ["g++"]), "--version"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:  # nvcc will say so
+        return ""
+    return run.stdout.partition("\n")[0]
 
 
 def find_static_runtime(toolkit: Toolkit) -> Path:
@@ -206,9 +217,10 @@ def compile_object(
     flags = [*FLAGS, *host_compiler(), "-Xcompiler", host, *(WERROR if werror else ())]
     gencode = [flag for target in targets for flag in target.gencode()]
     command = [toolkit.nvcc, *flags, "-Xptxas", "-v", *gencode, "-c", str(source)]
-    state = digest([toolkit.release, *command], inputs(source))
+    state = digest([toolkit.release, _host_version(), *command], inputs(source))
     names = "-".join(target.number + "p" * target.ptx for target in targets)
-    output = directory / f"{name(source).replace('/', '-')}.{names}.o"
+    kind = "checked." if werror else ""  # what others let pass is not fresh here
+    output = directory / f"{name(source).replace('/', '-')}.{names}.{kind}o"
     record = output.with_suffix(".txt")
     known = record.read_text() if output.exists() and record.exists() else ""
     if not known.startswith(state):
@@ -241,7 +253,7 @@ def compile_objects(directory: Path = CACHE, *, werror: bool = False) -> list[Pa
             source, mine, toolkit, werror=werror, threads=threads, directory=directory
         ).path
 
-    with ThreadPoolExecutor(min(jobs, len(SOURCES))) as pool:
+    with ThreadPoolExecutor(max(1, jobs // threads)) as pool:
         return list(pool.map(compiled, SOURCES))
 
 

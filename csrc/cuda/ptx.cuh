@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #include "dtypes.h"
 #include "launch.cuh"
@@ -150,12 +151,17 @@ struct Operands {
 
   static constexpr int kPair = 4 / sizeof(S);
 
-  // Word `w` of a fragment, its `i`th element.
+  // Word `w` of a fragment, its `i`th element. Of a float the instruction takes 10 bits of fraction,
+  // and what it does with others is not laid down: they have to be rounded before.
   template <class Fragment>
   static float element(const Fragment& f, int w, int i) {
     S s[kPair];
     std::memcpy(s, &f.v[w], 4);
-    return widen(s[i]);
+    const float v = widen(s[i]);
+    if (sizeof(S) == 4 && v == v && (f.v[w] & 0x1fff) != 0) {
+      throw std::runtime_error("mma: an operand has not been rounded to tf32");
+    }
+    return v;
   }
 };
 

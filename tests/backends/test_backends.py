@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import fused_rnn
 from fused_rnn import backends
 from fused_rnn.backends import BACKENDS, TORCH, Problem, record, reference, select, transforms
+from fused_rnn.graph import node
 from fused_rnn.graph.compiled import choose_in_graph
 from fused_rnn.scans.checks import Stack
-from tests.operands import Stub
+from tests.operands import SMALL, Stub, make_inputs
 from tests.twins import CELLS, LAYERS, MODULES, assert_same, example, leaves, sequences, twins
 
 PROBLEM = Problem("lstm", torch.device("cpu"), torch.float32, 5, 2, 3, 4, 0, False, False, None)
@@ -351,3 +352,12 @@ def test_a_graph_asks_with_the_width_of_each_layer(table):
     stack = Stack.of("gru", layer.all_weights, bidirectional=True)
     choose_in_graph(stack, torch.randn(5, 2, 3), None, None, layer.all_weights)
     assert [problem.I for problem in kernel.asked] == [3, 8]  # the third layer is as the second
+
+
+def test_a_node_that_is_to_keep_every_c_asks_for_that(table):
+    picky = Kernel("picky", lambda problem: "no" if problem.states else None)
+    table(picky)
+    inputs, _ = make_inputs(("lstm", False), SMALL, torch.float32)
+    *_, c = node.scan(node.WHEN_RUN, "lstm", inputs, None, False, False, every_c=True)
+    assert picky.asked[-1].states
+    assert_same(c, reference.scan_states("lstm", inputs, None, False)[3])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import harness, peers, timing
+from benchmarks import harness, peers, tables, timing
 from benchmarks.__main__ import main
 from benchmarks.bar import Verdict, geometric_mean, judge
 from benchmarks.cases import GATES, KINDS, Case, Shape, all_cases, choose
@@ -20,7 +20,7 @@ from benchmarks.harness import CaseResult, Harness, PeerResult
 from benchmarks.memory import PeakMemory
 from benchmarks.peers import BASELINE, OURS, OnnxRuntime, Prepared, Settings
 from benchmarks.progress import Progress
-from benchmarks.report import Run, render
+from benchmarks.report import Run, render, write_json
 from benchmarks.timing import Timing, time_interleaved
 from benchmarks.workload import build
 
@@ -39,6 +39,23 @@ def run_cli(*arguments):
         check=False,
         timeout=300,
     )
+
+
+def test_a_committed_run_is_read_as_it_was_written(tmp_path):
+    runs = tables.full_runs()
+    assert runs
+    for name, run in runs.items():
+        write_json(run, tmp_path / name)
+        assert (tmp_path / name).read_text() == (tables.RESULTS / name).read_text()
+
+
+def test_tables_have_every_case_and_every_loss():
+    for run in tables.full_runs().values():
+        everything = "\n".join(tables.cases(run))
+        assert all(f"| `{r.case.cell} {r.case.label}` |" in everything for r in run.results)
+        slower = {r.case.id for r in run.results if (s := r.speedup()) is not None and s < 1}
+        named = {line.split("`")[1] for line in tables.losses(run) if f"| {BASELINE} |" in line}
+        assert named == slower
 
 
 @pytest.fixture(scope="module")

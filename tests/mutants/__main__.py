@@ -4,8 +4,8 @@
 
 Each is made in a copy of the tree below build/mutants, a copy for each core; what it needs is
 compiled there (the CPU's kernels for one SIMD level and little optimised; the host bench by the
-tests that use it), and the tests that should notice run until one fails. Exits with 1 where one
-survives that is not argued.
+tests that use it). The tests that should notice run once as they are, and have to pass; then with
+each fault until one fails. Exits with 1 where one survives that is not argued.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fused_rnn import command
+from fused_rnn.backends import native
+from tests.native.build import CompilationError
 
 from .cpu import MUTANTS as CPU
 from .cuda import MUTANTS as CUDA
@@ -31,9 +34,10 @@ from .triton import MUTANTS as TRITON
 
 ROOT = Path(__file__).parents[2]
 COPIES = ROOT / "build" / "mutants"
+# The CPU's last: only they are built into a copy's module, which the others' tests use as it is.
 MUTANTS = (*PYTHON, *TRITON, *CUDA, *CPU)
 SECONDS = 600  # for the tests of one; one that hangs has been noticed
-LEVEL = "avx512"
+NO_TESTS = 5  # pytest's exit status where all are left out
 INTERPRETED = "tests/backends/triton/test_kernels.py"  # whole file in Triton's interpreter
 
 
@@ -62,7 +66,7 @@ def environment(copy: Path) -> dict[str, str]:
     """Return the environment for builds and tests of a copy."""
     return os.environ | {
         "PYTHONPATH": str(copy),
-        "FUSED_RNN_LEVEL": LEVEL,
+        "FUSED_RNN_LEVEL": native.simd_level(),
         "FUSED_RNN_CXXFLAGS": "-O1",
         "MAX_JOBS": "1",
         "OMP_NUM_THREADS": "1",
@@ -103,28 +107,50 @@ def make_copy(number: int) -> Path:
     return copy
 
 
+def fails(test: str, copy: Path, full: bool) -> str | None:
+    """Run the tests of a file in a copy until one fails; return which, or None.
+
+    Raises:
+        RuntimeError: if what they need does not compile: that is no test that noticed a fault.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", test]
+    command += [] if full else ["--core"]
+    given = environment(copy)
+    if test == INTERPRETED:
+        given["TRITON_INTERPRET"] = "1"
+    run = subprocess.Popen(
+        command, cwd=copy, env=given, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        said, _ = run.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)  # with the compilers that it has started
+        run.wait()
+        return f"{test}: it hangs"
+    if CompilationError.__name__ in said:
+        raise RuntimeError(f"what {test} needs does not compile in {copy}:\n{said[-2000:]}")
+    if run.returncode in (0, NO_TESTS):
+        return None
+    lines = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return (lines or [f"{test}: exit status {run.returncode}"])[0][:160]
+
+
 def noticed_by(mutant: Mutant, copy: Path, full: bool) -> str | None:
     """Run the tests of a mutant in its copy; return what noticed it."""
     if compiled_by_setup(mutant):
         failure = build(copy)
         if failure is not None:
             raise RuntimeError(f"{mutant.name} does not compile:\n{failure}")
-    for test in mutant.tests:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", test]
-        command += [] if full else ["--core"]
-        given = environment(copy)
-        if test == INTERPRETED:
-            given["TRITON_INTERPRET"] = "1"
-        try:
-            run = subprocess.run(
-                command, cwd=copy, env=given, capture_output=True, text=True, timeout=SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return f"{test}: it hangs"
-        if run.returncode not in (0, 5):
-            lines = [li for li in run.stdout.splitlines() if li.startswith(("FAILED", "ERROR"))]
-            return (lines or [f"{test}: exit status {run.returncode}"])[0][:160]
-    return None
+    return next((found for t in mutant.tests if (found := fails(t, copy, full)) is not None), None)
+
+
+def unfaulted(test: str, copies: queue.Queue[Path], full: bool) -> str | None:
+    """Run the tests of a file in a free copy as it is: what fails there notices nothing."""
+    copy = copies.get()
+    try:
+        return fails(test, copy, full)
+    finally:
+        copies.put(copy)
 
 
 def judge(mutant: Mutant, copies: queue.Queue[Path], full: bool) -> Verdict:
@@ -161,9 +187,14 @@ def main(arguments: list[str]) -> int:
         print("\n".join(f"{m.name}: {m.file}" for m in chosen))
         return 0
     begin, copies = time.monotonic(), queue.Queue()
+    tests = sorted({test for m in chosen for test in m.tests})
     with ThreadPoolExecutor(given.jobs) as pool:
         for copy in pool.map(make_copy, range(given.jobs)):
             copies.put(copy)
+        broken = sorted(filter(None, pool.map(lambda t: unfaulted(t, copies, given.full), tests)))
+        if broken:
+            print("\n".join(f"fails without any fault: {found}" for found in broken))
+            return 2
         verdicts = list(pool.map(lambda m: judge(m, copies, given.full), chosen))
     alive = [v.mutant for v in verdicts if v.noticed_by is None and not v.mutant.argued]
     noticed = sum(v.noticed_by is not None for v in verdicts)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import ctypes
 import fcntl
+import functools
 import hashlib
-import importlib.util
 import json
 import os
 import shlex
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -59,6 +60,10 @@ class UnbuildableError(RuntimeError):
     """This machine lacks what a build needs; the message says what."""
 
 
+class CompilationError(RuntimeError):
+    """Sources do not compile; the message has the command and what the compiler said."""
+
+
 def compiler() -> list[str]:
     """Return the command of the C++ compiler."""
     command = shlex.split(os.environ.get("CXX", "c++"))
@@ -75,6 +80,15 @@ def shipped_flags() -> tuple[str, ...]:
     raise LookupError("setup.py has no FLAGS")
 
 
+@functools.cache
+def _tools() -> str:
+    """Return what makes things beside the sources, which an object has to be made by anew."""
+    version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True).stdout
+    found = (util.find_spec(name) for name in ("torch", "pybind11"))
+    versions = (metadata.version(spec.name) for spec in found if spec is not None)
+    return " ".join((version.partition("\n")[0], *versions))
+
+
 def _digest(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
@@ -84,7 +98,7 @@ def _is_fresh(output: Path, command: list[str]) -> bool:
     if not (output.exists() and record.exists()):
         return False
     known = json.loads(record.read_text())
-    return known["command"] == command and all(
+    return (known.get("tools"), known["command"]) == (_tools(), command) and all(
         Path(path).exists() and _digest(path) == digest for path, digest in known["inputs"].items()
     )
 
@@ -94,12 +108,19 @@ def _build(output: Path, command: list[str], inputs: Callable[[], Iterable[str]]
     if _is_fresh(output, command):
         return 0.0
     output.parent.mkdir(parents=True, exist_ok=True)
-    begin = time.monotonic()
+    record = output.with_name(output.name + ".json")
+    record.unlink(missing_ok=True)  # it must not vouch for what an interruption leaves
+    begin, started = time.monotonic(), time.time()
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode != 0:
-        raise RuntimeError(f"{shlex.join(command)}\n{run.stderr[-4000:]}")
-    record = {"command": command, "inputs": {path: _digest(path) for path in inputs()}}
-    output.with_name(output.name + ".json").write_text(json.dumps(record))
+        raise CompilationError(f"{shlex.join(command)}\n{run.stderr[-4000:]}")
+    made_of = {path: _digest(path) for path in inputs()}
+    # What was changed meanwhile may have been read before or after: next time it is made again.
+    if all(Path(path).stat().st_mtime <= started for path in made_of):
+        text = json.dumps({"tools": _tools(), "command": command, "inputs": made_of})
+        unfinished = record.with_suffix(".part")
+        unfinished.write_text(text)
+        unfinished.replace(record)
     return time.monotonic() - begin
 
 
@@ -144,8 +165,8 @@ def build(*targets: Target, report: Callable[[str], None] = lambda line: None) -
         return targets[-1].path
 
 
-def _shipped_library() -> Path:
-    spec = importlib.util.find_spec("fused_rnn._C")
+def shipped_library() -> Path:
+    spec = util.find_spec("fused_rnn._C")
     if spec is None or spec.origin is None:
         raise UnbuildableError("the native module was not built")
     return Path(spec.origin)
@@ -167,7 +188,7 @@ def levels_of(library: Path) -> dict[str, tuple[str | None, int]]:
 
 def bench_target() -> Target:
     """Return the bench. Its kernels are those of the shipped library."""
-    library = _shipped_library()
+    library = shipped_library()
     try:
         import pybind11
     except ImportError:
@@ -191,10 +212,10 @@ def bench_target() -> Target:
 
 def bench() -> ModuleType:
     """Build the bench if need be, and import it."""
-    spec = importlib.util.spec_from_file_location("_bench", build(bench_target()))
+    spec = util.spec_from_file_location("_bench", build(bench_target()))
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

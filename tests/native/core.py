@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fused_rnn.backends import Inputs
+from fused_rnn.backends import Inputs, native
 from fused_rnn.cells import CELLS
 
-from .build import LEVELS, UnbuildableError, bench
+from .build import LEVELS, UnbuildableError, bench, levels_of, shipped_library
 
 GRADIENTS = tuple(f"d{name}" for name in Inputs._fields)
 
@@ -26,14 +26,29 @@ def _bench_or_reason() -> ModuleType | str:
         return str(reason)
 
 
+def _lacks(level: str) -> str | None:
+    missing = native.available()
+    if missing is not None:
+        return missing
+    if level not in levels_of(shipped_library()):
+        return "the module was built without it"
+    order, best = list(LEVELS), native.simd_level()
+    return None if order.index(level) <= order.index(best) else f"{best} is the most that runs here"
+
+
+# By name; skipped by a mark where it cannot run, so that the core tier knows (tiers.py).
+EACH_LEVEL = [
+    pytest.param(level, marks=pytest.mark.skipif(reason is not None, reason=f"{level}: {reason}"))
+    for level, reason in ((level, _lacks(level)) for level in LEVELS)
+]
+
+
 def bench_for(level: str) -> ModuleType:
-    """Return the bench; skip the running test where it, or this level, cannot be had."""
+    """Return the bench for a level that can run; skip the running test where there is none."""
     found = _bench_or_reason()
     if isinstance(found, str):
         pytest.skip(found)
-    lacks = found.levels().get(level, "the module was built without it")
-    if lacks is not None:
-        pytest.skip(lacks)
+    assert found.levels()[level] is None
     return found
 
 

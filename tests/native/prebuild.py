@@ -1,4 +1,4 @@
-"""Compiles all that the tests compile, before they run and with all cores: ``make test`` calls it.
+"""Compiles the libraries of the tests before they run, with all cores: ``make test`` calls it.
 
     python -m tests.native.prebuild
 

@@ -8,7 +8,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fused_rnn
 from fused_rnn import backends
 from fused_rnn.backends import BACKENDS, Inputs, native, reference
-from fused_rnn.backends.native import persistent
 from fused_rnn.scans import autograd
 from tests.operands import SMALL, Stub, cotangents, make_inputs, present
 
@@ -298,10 +297,10 @@ def plans(monkeypatch, answer):
     monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", plan, raising=False)
     monkeypatch.setattr(native, "_cuda_missing", None)
     monkeypatch.setenv("FUSED_RNN_PERSISTENT", "1")
-    persistent._has_plan.cache_clear()
     return asked
 
 
+@pytest.mark.usefixtures("no_known_plans")
 @pytest.mark.parametrize("with_plan", [(), (False,), (True,), (False, True)], ids=str)
 def test_native_takes_both_where_a_pass_has_a_plan(monkeypatch, cell, with_plan):
     def answer(*args):
@@ -322,6 +321,7 @@ def test_native_takes_both_where_a_pass_has_a_plan(monkeypatch, cell, with_plan)
     assert len(asked) == count
 
 
+@pytest.mark.usefixtures("no_known_plans")
 def test_native_says_how_both_directions_run(monkeypatch):
     answers = {}
     plans(monkeypatch, lambda *args: answers[args[5], args[7] if len(args) > 7 else 1])

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from tests.native.build import scalar_math
-from tests.native.core import LEVELS, bench_for
+from tests.native.core import EACH_LEVEL, bench_for
 
 FUNCTIONS = ["exp", "sigmoid", "tanh", "relu"]  # as bench::Function counts
 FLOATS = [np.float32, np.float64]
 # Where exp's result is a normal number, and neither it nor 1 / it overflows.
 RANGE = {np.float32: 87.0, np.float64: 708.0}
 
-levels = pytest.mark.parametrize("level", LEVELS)
+levels = pytest.mark.parametrize("level", EACH_LEVEL)
 floats = pytest.mark.parametrize("dtype", FLOATS, ids=["float32", "float64"])
 functions = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 @pytest.fixture(
     params=[
-        *LEVELS,
+        *EACH_LEVEL,
         "scalar",
     ]
 )

@@ -5,11 +5,11 @@ import threading
 import pytest
 import torch
 
-from tests.native.core import GRADIENTS, LEVELS, assert_same_bits, bench_for, run
+from tests.native.core import EACH_LEVEL, GRADIENTS, assert_same_bits, bench_for, run
 from tests.native.scans import ALL_SHAPES, FEW_SHAPES, VARIANTS, expected_of, make_scan
 from tests.operands import Shape, assert_near
 
-pytestmark = pytest.mark.parametrize("level", LEVELS)
+pytestmark = pytest.mark.parametrize("level", EACH_LEVEL)
 variants = pytest.mark.parametrize("variant", VARIANTS)
 directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 few_shapes = pytest.mark.parametrize("shape", FEW_SHAPES.values(), ids=FEW_SHAPES.keys())

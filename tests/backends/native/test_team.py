@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tests.native.core import LEVELS, assert_same_bits, bench_for, run
+from tests.native.core import EACH_LEVEL, assert_same_bits, bench_for, run
 from tests.native.scans import VARIANTS, make_scan
 from tests.operands import Shape, ragged
 
-pytestmark = pytest.mark.parametrize("level", LEVELS)
+pytestmark = pytest.mark.parametrize("level", EACH_LEVEL)
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 # Enough work that every cell takes eight members. The first has few columns, so rows are cut too.

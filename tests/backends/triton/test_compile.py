@@ -51,13 +51,14 @@ def assert_fit(rows, arch):
     assert [row for row in rows if row.shared > SHARED[arch]] == []
 
 
+@pytest.mark.parametrize("arch", [80, 90, 120])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_each_kernel_fits_at_its_largest(dtype):
-    rows = rows_of(90, "each", dtype)
+def test_each_kernel_fits_at_its_largest(dtype, arch):
+    rows = rows_of(arch, "each", dtype)
     whole = {row.cell for row in rows if row.kernel.endswith("sequence")}
     size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[dtype]
     assert whole == {cell for cell, itemsize in LIMITS if itemsize == size}
-    assert_fit(rows, 90)
+    assert_fit(rows, min(SHARED, key=SHARED.get))  # one compiled for another GPU takes as much
 
 
 @pytest.mark.parametrize("arch", SHARED)

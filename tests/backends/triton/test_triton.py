@@ -19,7 +19,8 @@ PROBLEM = Problem("lstm", torch.device("cuda"), torch.float32, 5, 2, 3, 4, 0, Fa
 
 
 @needs_triton
-@pytest.mark.parametrize("path", ["steps", "whole"])
+# The second takes whatever is not the first's.
+@pytest.mark.parametrize("path", ["steps", "not steps"], ids=["steps", "whole"])
 def test_kernels_in_the_interpreter(path, request):
     # It has to be switched on before Triton is imported.
     tier = ["--core"] if request.config.getoption("--core") else []

@@ -143,12 +143,11 @@ def test_the_plan_is_the_one_meant(ops, bench, shape, variant, dtype):  # noqa: 
             assert said.startswith("persistent, both directions in one launch, each ")
 
 
-@pytest.mark.usefixtures("kernel")
+@pytest.mark.usefixtures("kernel", "no_known_plans")
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_the_backend_asks_for_the_plans_there_are(ops, shape, variant, training, monkeypatch):  # noqa: F811
     cell, _ = variant
     monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", ops.persistent_plan, raising=False)
-    persistent._has_plan.cache_clear()
     sizes = shape.T, shape.N, 3, shape.H, 0
     problem = Problem(cell, torch.device("cpu"), torch.float32, *sizes, False, training, None)
     like, passes = torch.empty(0), (False, True)[: 1 + training]
@@ -160,9 +159,9 @@ def test_the_backend_asks_for_the_plans_there_are(ops, shape, variant, training,
     said = persistent.words(problem, True)
     for plan in plans:
         assert plan in said or not plan.startswith("persistent")
-    persistent._has_plan.cache_clear()
 
 
+@pytest.mark.usefixtures("no_known_plans")
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_a_plan_for_backward_alone_is_one_in_training(training, monkeypatch):
     def plan(like, cell, T, N, H, P, backward, of_training, directions):
@@ -171,10 +170,8 @@ def test_a_plan_for_backward_alone_is_one_in_training(training, monkeypatch):
 
     monkeypatch.setenv("FUSED_RNN_PERSISTENT", "1")
     monkeypatch.setattr(torch.ops.fused_rnn, "persistent_plan", plan, raising=False)
-    persistent._has_plan.cache_clear()
     problem = Problem("gru", torch.device("cpu"), torch.float32, *range(5, 10), False, training, "")
     assert persistent.takes_both(problem) == training
-    persistent._has_plan.cache_clear()
 
 
 def test_it_is_the_reference(kernel, shape, variant, dtype):  # noqa: F811

@@ -55,6 +55,8 @@ BENCHES = {
     "clusters": Bench((90, 1, 36 * KB, [0, 2, 0, 0]), "one cluster", "that split the depth", 40),
 }
 
+MANY = 70  # sequences: several groups, or several chunks of a group, or both
+
 in_one_block = pytest.mark.parametrize("bench", [BENCHES["one-block"]], ids=["one-block"])
 
 
@@ -157,6 +159,29 @@ def test_either_pass_goes_with_the_stepwise_other(
         assert_near(actual, wanted, TOLERANCES[dtype].gradient)
 
 
+@pytest.mark.parametrize(
+    "bench", [b for b in BENCHES.values() if b is not BENCHES["clusters"]], ids=lambda b: b.forward
+)
+@pytest.mark.parametrize("variant", [("lstm", False), ("gru", False)], ids=["lstm", "gru"])
+def test_nan_stays_in_its_chunk(kernel, ops, bench, variant, reverse):
+    cell, _ = variant
+    shape = SHAPES["odd"]._replace(T=3, N=MANY, H=bench.H)
+    for backward in (False, True):
+        assert re.search(r"[2-9] chunks", words(ops, cell, shape, backward, training=True))
+    clean, _ = make_inputs(variant, shape, torch.float32)
+    spoilt = clean._replace(x=clean.x.clone())
+    spoilt.x[:, 16:] = torch.nan  # the first sequence of the second chunk, or before it
+    results = []
+    for inputs in (clean, spoilt):
+        y, _, _, saved = kernel.forward(cell, inputs, None, reverse, True)
+        needs = tuple(t is not None for t in inputs)
+        dx, *_ = kernel.backward(
+            cell, inputs, None, reverse, y, saved, torch.ones_like(y), None, None, needs
+        )
+        results.append([y[:, :16], dx[:, :16]])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @in_one_block
 def test_it_goes_step_by_step_where_the_device_has_no_room(kernel, variant, shape, reverse):
     cell, _ = variant
@@ -248,7 +273,7 @@ def test_an_unknown_cell_is_refused(ops):
 @pytest.mark.usefixtures("kernel")
 def test_the_floor_goes_through_every_step(ops, bench, products):
     like = torch.empty(0, dtype=torch.float16)
-    T, *_ = sizes = (3, 9, bench.H)
+    T, *_ = sizes = (3, 9 if bench is BENCHES["clusters"] else MANY, bench.H)
     said = ops.persistent_plan(like, "lstm", *sizes, 0, False)
     groups, blocks, chunks = (
         int(n) for n in re.search(r"(\d+) group.* of (\d+) block.* (\d+) chunk", said).groups()

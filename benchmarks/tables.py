@@ -1,0 +1,120 @@
+"""Markdown tables of committed runs: what README.md and the documentation show of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .cases import KINDS
+from .peers import BASELINE, OURS
+from .report import Run, read_json
+from .text import duration, figure
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def full_runs() -> dict[str, Run]:
+    """Return every committed run of the cases by its file's name, the newest first."""
+    runs = {path.name: read_json(path) for path in _files("cases")}
+    return dict(sorted(runs.items(), key=lambda item: item[1].created, reverse=True))
+
+
+def option_runs() -> dict[str, dict[str, Any]]:
+    """Return every committed run of ``--options`` by its file's name, the newest first."""
+    runs = {path.name: json.loads(path.read_text()) for path in _files("rows")}
+    return dict(sorted(runs.items(), key=lambda item: item[1]["created"], reverse=True))
+
+
+def _files(key: str) -> list[Path]:
+    return [path for path in RESULTS.glob("*.json") if key in json.loads(path.read_text())]
+
+
+def machine(document: dict[str, Any]) -> str:
+    """Return on what a run was measured, from its ``machine``, ``versions`` and ``settings``."""
+    found, versions = document["machine"], document["versions"]
+    where = found["gpu"]["name"] if "gpu" in found else f"{found['cpu']} ({found['torch_simd']})"
+    peer = f", onnxruntime {versions['onnxruntime']}" if "onnxruntime" in versions else ""
+    return (
+        f"{where}, {document['settings']['threads']} threads, torch {versions['torch']}{peer}, "
+        f"{document['created'][:10]}"
+    )
+
+
+def summary(run: Run) -> list[str]:
+    """Return the bar's rows that were measured: mean, worst figure, and whose that is."""
+    lines = ["| | cases | geometric mean | worst | where |", "|---|---|---|---|---|"]
+    for v in run.verdicts:
+        if v.cases:
+            lines.append(
+                f"| {v.title} | {v.cases} | {figure(v.geomean, v.unit)} | "
+                f"{figure(v.worst, v.unit)} | `{v.worst_case}` |"
+            )
+    return lines
+
+
+def losses(run: Run) -> list[str]:
+    """Return every case that is slower than a peer, the worst first."""
+    peers = sorted({name for result in run.results for name in result.peers} - {OURS})
+    found = [
+        (value, result.case.id, peer)
+        for result in run.results
+        for peer in peers
+        if (value := result.speedup(peer)) is not None and value < 1
+    ]
+    lines = ["| case | slower than | speed-up |", "|---|---|---|"]
+    return lines + [
+        f"| `{case}` | {peer} | {figure(value, 'x')} |" for value, case, peer in sorted(found)
+    ]
+
+
+def cases(run: Run) -> list[str]:
+    """Return every case, a table for each kind of call."""
+    lines = []
+    for kind, title in KINDS.items():
+        group = [result for result in run.ordered if result.case.kind == kind]
+        if not group:
+            continue
+        named = dict.fromkeys(name for result in group for name in result.peers)
+        peers = [name for name in named if name not in (OURS, BASELINE)]
+        heads = ["case", BASELINE, "spread", OURS, "spread", "speed-up"]
+        heads += [f"over {name}" for name in peers]
+        lines += [f"### {title[0].upper()}{title[1:]}", "", _row(heads), _row(["---"] * len(heads))]
+        for result in group:
+            label = f"`{result.case.cell} {result.case.label}`"
+            if result.failure:
+                lines.append(_row([label, f"failed: {result.failure}"] + [""] * (len(heads) - 2)))
+                continue
+            cells = [label]
+            for name in (BASELINE, OURS):
+                timing = result.peers[name].timing
+                cells += ["-", ""] if timing is None else _timed(timing.median_s, timing.spread)
+            cells += [figure(result.speedup(name), "x") for name in (BASELINE, *peers)]
+            lines.append(_row(cells))
+        lines.append("")
+    return lines
+
+
+def options(document: dict[str, Any]) -> list[str]:
+    """Return what ``--options`` compared: seconds, speed-ups, and memory kept where it counts."""
+    lines = []
+    for row in document["rows"]:
+        lines += [f"**{row['name']}**", ""]
+        heads = ["", "median", "fused_rnn's speed-up", "kept for the backward"]
+        width = 4 if row["kept_bytes"] else 3
+        lines += [_row(heads[:width]), _row(["---"] * width)]
+        for peer, timing in row["timings"].items():
+            kept = row["kept_bytes"].get(peer)
+            cells = [peer, duration(timing["median_s"]), figure(row["speedup"].get(peer), "x")]
+            cells.append("-" if kept is None else f"{kept / 2**20:.1f} MiB")
+            lines.append(_row(cells[:width]))
+        lines.append("")
+    return lines
+
+
+def _timed(seconds: float, spread: float) -> list[str]:
+    return [duration(seconds), f"{spread:.0%}"]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
