@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from fused_rnn import command
+
 from . import machine, machine_cuda
 from .bar import judge
 from .cases import Case, all_cases, choose
@@ -195,4 +197,4 @@ def _positive(kind: type[int | float]) -> Callable[[str], float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

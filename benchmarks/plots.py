@@ -1,76 +1,99 @@
-"""The picture of a run: how many times faster than torch.nn, case by case."""
+"""The picture of a run: how many times as fast as torch.nn, case by case.
+
+    python -m benchmarks.plots RESULT.json PICTURE.png
+
+draws it again from what a run wrote.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cases import KINDS
 from .harness import CaseResult
 from .peers import BASELINE, OURS
-from .report import Run
+from .report import Run, read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _WIN, _LOSS = "#2a7f8e", "#d1495b"
-_OTHERS = {"onnxruntime": ("D", "#edae49"), "compiled loop": ("o", "#30323d")}
-_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 10, 15, 20, 30, 50)
-# One panel each: kinds that share a bar and a scale.
-_PANELS = {
-    "Inference": ("inference",),
-    "Training step": ("training",),
-    "Ragged batches": ("ragged-training", "ragged-inference"),
-    "Single cell calls": ("cell-nograd", "cell-grad", "cell-training"),
+# The other peers, with what the legend says of them.
+_OTHERS = {
+    "onnxruntime": ("D", "#edae49", "onnxruntime"),
+    "compiled loop": ("o", "#30323d", f"torch.compile of a loop over {BASELINE}'s cell"),
 }
+_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 10, 15, 20, 30, 50)
+# One panel each: kinds that share a bar and a scale, and a note on them.
+_PANELS = {
+    "Inference": (("inference",), "whole sequences"),
+    "Training step": (("training",), "forward and backward"),
+    "Ragged batches": (("ragged-training", "ragged-inference"), "lengths uniform in [T/2, T]"),
+    "Single cell calls": (("cell-nograd", "cell-grad", "cell-training"), "one step"),
+}
+_KINDS = {
+    "ragged-inference": "inference",
+    "ragged-training": "training",
+    "cell-nograd": "no_grad",
+    "cell-grad": "graph recorded",
+    "cell-training": "with backward",
+}
+_SHAPE = "T: steps, N: sequences side by side, H: hidden units, L2: two layers, bi: both directions"
 
 
 def plot(run: Run, path: Path) -> None:
-    """Write the speed-up over torch.nn, and the other peers' beside it, as a picture."""
-    import matplotlib
+    """Write the picture of a run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(run).savefig(path, dpi=160)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+
+def draw(run: Run) -> Figure:
+    """Draw the speed-up over torch.nn, and the other peers' beside it."""
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     panels = []
-    for title, kinds in _PANELS.items():
+    for title, (kinds, note) in _PANELS.items():
         group = [r for r in run.ordered if r.case.kind in kinds and r.speedup() is not None]
         if group:
-            panels.append((title, group))
+            panels.append((title, note, group))
     columns = 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
-    tallest = max((len(group) for _, group in panels), default=1)
-    figure, axes = pyplot.subplots(
-        max(rows, 1), columns, figsize=(8.5 * columns, max(rows, 1) * (1.6 + 0.24 * tallest)),
-        squeeze=False, layout="constrained",
-    )  # fmt: skip
+    tallest = max((len(group) for *_, group in panels), default=1)
+    size = (5.6 * columns, max(rows, 1) * (1.4 + 0.2 * tallest))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(max(rows, 1), columns, squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=False):
         _draw(axis, *panel)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     if "gpu" in run.machine:
-        what, where = "", run.machine["gpu"]["name"]
+        what, where = "on a GPU", run.machine["gpu"]["name"]
     else:
-        what = f", float32, {run.settings['threads']} threads"
+        what = f"in float32 on {run.settings['threads']} threads"
         where = f"{run.machine['cpu']}, {run.machine['torch_simd']}"
     figure.suptitle(
-        f"{OURS} against {BASELINE}{what}\n{where}, torch {run.versions['torch']}", fontsize=12
-    )
+        f"How many times as fast as {BASELINE} {OURS} is, {what}\n"
+        f"{where}, torch {run.versions['torch']}", fontsize=12,
+    )  # fmt: skip
     entries = {
         label: handle
         for axis in figure.axes
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    entries = {f"{OURS} faster": Patch(color=_WIN), "slower": Patch(color=_LOSS)} | entries
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    ours = {f"{OURS}, faster": Patch(color=_WIN), "slower": Patch(color=_LOSS)}
+    entries = ours | entries
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries),
+        title=_SHAPE, fontsize=8.5, title_fontsize=8.5,
+    )  # fmt: skip
+    return figure
 
 
-def _draw(axis: Axes, title: str, group: Sequence[CaseResult]) -> None:
+def _draw(axis: Axes, title: str, note: str, group: Sequence[CaseResult]) -> None:
     speedups = [result.speedup() or 0.0 for result in group]
     positions = range(len(group))
     # Bars start at 1, where both are equally fast: length and side are gain and loss.
@@ -78,40 +101,71 @@ def _draw(axis: Axes, title: str, group: Sequence[CaseResult]) -> None:
         positions, [value - 1 for value in speedups], left=1, height=0.72,
         color=[_WIN if value >= 1 else _LOSS for value in speedups],
     )  # fmt: skip
-    for position, value in zip(positions, speedups, strict=True):
-        axis.annotate(
-            f"{value:#.3g}x", (max(value, 1), position), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=7.5, color="black" if value >= 1 else _LOSS,
-        )  # fmt: skip
-    for name, (marker, colour) in _OTHERS.items():
+    free = [max(value, 1) for value in speedups]  # from here on nothing is drawn in a row
+    for name, (marker, colour, label) in _OTHERS.items():
         points = [
-            (theirs / other, position)
+            (value, position)
             for position, result in zip(positions, group, strict=True)
-            if (theirs := result.seconds(BASELINE)) and (other := result.seconds(name))
+            if (value := result.speedup(of=name)) is not None
         ]
         if points:
-            axis.scatter(*zip(*points, strict=True), marker=marker, s=22, color=colour, label=name,
+            axis.scatter(*zip(*points, strict=True), marker=marker, s=20, color=colour, label=label,
                          edgecolors="white", linewidths=0.5, zorder=3)  # fmt: skip
+        for value, position in points:
+            free[position] = max(free[position], value)
+    for position, value, start in zip(positions, speedups, free, strict=True):
+        # A marker reaches half its width beyond its place.
+        axis.annotate(
+            f"{value:#.3g}x", (start, position), xytext=(5, 0), textcoords="offset points",
+            va="center", fontsize=7.5, color="black" if value >= 1 else _LOSS,
+        )  # fmt: skip
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
     low, high = axis.get_xlim()
-    axis.set_xlim(min(low, 0.8), max(high, 2) * 1.25)
-    low, high = axis.get_xlim()
-    ticks = [tick for tick in _TICKS if low <= tick <= high]
-    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    low, high = min(low, 0.8), max(high, 2)
+    high *= (high / low) ** 0.08  # room for the longest bar's figure
+    axis.set_xlim(low, high)
+    ticks = _spaced([tick for tick in _TICKS if low <= tick <= high], (high / low) ** 0.075)
+    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=8)
     axis.minorticks_off()
     several = len({result.case.kind for result in group}) > 1
     axis.set_yticks(positions, [_label(result, several) for result in group], fontsize=8)
     axis.invert_yaxis()
     axis.margins(y=0.01)
-    axis.set_title(title, loc="left", fontweight="bold")
-    axis.set_xlabel(f"times faster than {BASELINE}", fontsize=8)
+    axis.set_title(title, loc="left", fontweight="bold", fontsize=11)
+    axis.set_title(note, loc="right", fontsize=8)
+    axis.set_xlabel(f"speed relative to {BASELINE}, on a logarithmic scale", fontsize=8)
     axis.set_axisbelow(True)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _spaced(ticks: Sequence[float], apart: float) -> list[float]:
+    """Return 1 and those ticks, outwards from it, whose names do not touch."""
+    kept = [1.0]
+    for tick in ticks:
+        if tick >= kept[-1] * apart:
+            kept.append(tick)
+    for tick in reversed(ticks):
+        if tick * apart <= kept[0]:
+            kept.insert(0, tick)
+    return kept
+
+
 def _label(result: CaseResult, several_kinds: bool) -> str:
     case = result.case
-    kind = f" {case.kind.split('-')[-1]}" if several_kinds and case.kind in KINDS else ""
+    kind = f" {_KINDS[case.kind]}" if several_kinds else ""
     return f"{case.cell}{kind} {case.label}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the picture of a result file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
+    parser.add_argument("result", type=Path, help="what --json wrote")
+    parser.add_argument("picture", type=Path)
+    options = parser.parse_args(arguments)
+    plot(read_json(options.result), options.picture)
+
+
+if __name__ == "__main__":
+    main()

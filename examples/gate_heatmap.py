@@ -81,11 +81,13 @@ def draw(seen: Look, path: Path) -> None:
 
     figure = Figure(figsize=(max(6.0, 0.32 * len(seen.words)), 6), layout="constrained")
     axes = figure.add_subplot(
-        title="Forget gates: light keeps, dark forgets", ylabel="units, by what they keep"
+        title="What the units of an LSTM keep and forget, word by word",
+        xlabel="the text, word by word",
+        ylabel="units, those that keep most at the bottom",
     )
     shown = axes.imshow(seen.forget.t().numpy(), cmap="magma", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(seen.words)), seen.words, rotation=90)
-    figure.colorbar(shown)
+    figure.colorbar(shown, label="forget gate: 0 forgets, 1 keeps")
     figure.savefig(path)
     print(f"wrote {path}")
 

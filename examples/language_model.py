@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     result = Result(plain, fused, swap, differences, drift, speeds, samples)
     print(f"\n{report.summary(result)}\n")
     picture(result, options)
-    print(f"{clock(time.monotonic() - started)} minutes in all")
+    print(f"{clock(time.monotonic() - started)} in all")
     return result
 
 

@@ -104,7 +104,7 @@ def draw(table: dict[str, dict[int, float]], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(
         xlabel="words between the subject and its verb",
-        ylabel="right verb",
+        ylabel="share of right verbs, of new sentences",
         title="Who remembers the subject?",
         ylim=(0.4, 1.02),
     )

@@ -147,17 +147,23 @@ def train(model: Translator, options: argparse.Namespace) -> list[float]:
 
 
 def draw(said: Sequence[str], written: str, attention: Tensor, path: Path) -> None:
-    """Draw which words were looked at for each sign."""
+    """Draw how the attention of each sign that was written is shared among the words."""
     if find_spec("matplotlib") is None:
         print("matplotlib is not installed: no picture", file=sys.stderr)
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.add_subplot(title="Which word each sign looks at")
-    axes.imshow(attention[:, : len(said)].t().numpy(), cmap="magma", vmin=0, vmax=1)
+    figure = Figure(figsize=(7, 0.5 * len(said) + 1.6), layout="constrained")
+    axes = figure.add_subplot(
+        title="Which words the decoder looks at as it writes each sign",
+        xlabel="signs written, from left to right",
+        ylabel="words read",
+    )
+    shares = attention[:, : len(said)].t().numpy()
+    shown = axes.imshow(shares, cmap="magma", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(written)), list(written))
     axes.set_yticks(range(len(said)), said)
+    figure.colorbar(shown, label="share of a sign's attention")
     figure.savefig(path)
     print(f"wrote {path}")
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 import fused_rnn
+from fused_rnn import command
 from fused_rnn.backends import BACKENDS, TORCH, Backend, Inputs, Problem, native, reference
 from fused_rnn.cells import CELLS
 from fused_rnn.scans import autograd
@@ -311,4 +311,4 @@ def _number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import fused_rnn
+from benchmarks.progress import _clock as benchmarks_clock
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -26,6 +27,7 @@ from word_lm import data, report  # noqa: E402
 from word_lm.compare import Difference, Drift, compare, difference  # noqa: E402
 from word_lm.model import CELLS, generate  # noqa: E402
 from word_lm.progress import Progress  # noqa: E402
+from word_lm.progress import clock as progress_clock  # noqa: E402
 from word_lm.result import Result  # noqa: E402
 from word_lm.speed import Speed  # noqa: E402
 from word_lm.train import Run  # noqa: E402
@@ -204,3 +206,12 @@ def test_progress_is_shown_where_no_line_can_be_redrawn() -> None:
     assert "25%" in lines[0]
     assert lines[1].endswith("last")
     assert "100%" in lines[1]
+
+
+@pytest.mark.parametrize("clock", [progress_clock, benchmarks_clock])
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (201, "3 min 21 s"), (15480, "4 h 18 min")],
+)
+def test_times_have_units(clock, seconds: float, said: str) -> None:
+    assert clock(seconds) == said

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fused_rnn"
+TOPS = ("fused_rnn", "tests", "benchmarks")
 
 # From top to bottom; what stands on one floor may not import each other, but within a folder. The
 # longest name that fits counts.
@@ -23,7 +24,7 @@ FLOORS = (
     ("backends",),
     ("backends.reference", "backends.native", "backends.triton"),
     ("backends.base", "backends.transforms"),
-    ("cells",),
+    ("cells", "command"),
 )
 # The reference is written in terms that all backends share, and they are the backends package's.
 KNOWN = {("backends.reference", "backends")}
@@ -90,9 +91,24 @@ def test_no_import_runs_upwards(name):
         assert room == its_room or below > floor or (name, other) in KNOWN, f"{name}: {other}"
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES.values()}), ids=str)
+FOLDERS = sorted({path.parent for top in TOPS for path in (ROOT / top).rglob("*.py")})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_a_folder_says_what_lives_there(folder):
     assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+
+
+def test_the_map_of_the_kernels_names_every_folder_and_nothing_else():
+    csrc = ROOT / "csrc"
+    text = (csrc / "README.md").read_text()
+    named = re.findall(r"`([\w/]+/|[\w/]+\.[a-z]+)`", text)
+    assert [
+        path for path in named if not any((base / path).exists() for base in (csrc, ROOT))
+    ] == []
+    folders = {path.parent for path in sources()} - {csrc}
+    assert folders
+    assert {f"{folder.relative_to(csrc)}/" for folder in folders} <= set(named)
 
 
 def sources() -> list[Path]:

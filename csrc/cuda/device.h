@@ -1,5 +1,5 @@
-// What is asked of the device itself: a stream of work, what it has, and lengths of sequences put where
-// kernels can read them. Plain structs, no torch, no CUDA.
+// What is asked of the device itself: a stream of work, and what it has. Plain structs, no torch, no
+// CUDA.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +25,6 @@ struct DeviceFacts {
 
 // Of the current device, which is asked once.
 DeviceFacts device_facts();
-
-// Copies (n,) numbers from the host to the device without waiting for it: they travel as parameters
-// of launches, so that the host's may go at once, and a graph that is captured keeps them.
-void launch_write_lengths(const std::int32_t* host, std::int64_t n, std::int32_t* device,
-                          Stream stream);
 
 }  // namespace cuda
 }  // namespace fused_rnn

@@ -1,7 +1,8 @@
-// See device.h.
+// See lengths.h.
+#include "lengths.h"
+
 #include <algorithm>
 
-#include "device.h"
 #include "launch.cuh"
 
 namespace fused_rnn {

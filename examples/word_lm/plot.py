@@ -68,7 +68,7 @@ def _draw_curves(axes: Axes, result: Result) -> None:
         axes.plot(*_training(run, start, swap), color=colour, linewidth=width, label=label)
         axes.plot(*_validation(run, start), color=colour, linewidth=width, marker="o",
                   markersize=4 + width / 2)  # fmt: skip
-    axes.set_title("Perplexity: one model, two ways to go on")
+    axes.set_title("Perplexity, lower is better: one model, two ways to go on")
     axes.set_yscale("log")
     values = [value for start in (0, swap) for value in _validation(result.plain, start)[1]]
     # The first updates' heights would squeeze what matters here.
@@ -157,5 +157,5 @@ def _draw_speeds(axes: Axes, result: Result) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("speed relative to torch.nn, medians")
-    axes.set_title("Tokens per second")
+    axes.set_xlabel("bars: median speed, torch.nn = 1")
+    axes.set_title("Tokens per second, beside the names")

@@ -3,6 +3,9 @@
 ``use_backend()`` comes before the environment variable ``FUSED_RNN_BACKEND``, and that before the
 automatic choice: the first backend of the table that does not refuse. What is chosen by name either
 runs or fails with the reason.
+
+What a backend refuses, and in which words, its own ``supports`` says; what may be asked of one
+stands in :mod:`~fused_rnn.backends.base`. Layers, directions and packing are not known here.
 """
 
 from __future__ import annotations

@@ -328,8 +328,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/backends/native/cuda/test_persistent_backward.py",),
     ),
     Mutant(
-        "cuda-gradient-rows-of-lanes",
-        "csrc/cuda/persistent/gradient.cuh",
+        "cuda-walk-backward-rows-of-lanes",
+        "csrc/cuda/persistent/walk.cuh",
         "for (std::int64_t n = lane_of_warp(); n < a_.N; n += 32) {",
         "for (std::int64_t n = lane_of_warp(); n < 16; n += 32) {",
         ("tests/backends/native/cuda/test_persistent_backward.py",),
@@ -645,8 +645,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/backends/native/cuda/test_persistent_backward.py",),
     ),
     Mutant(
-        "cuda-gradient-reverse-row-of-ragged",
-        "csrc/cuda/persistent/gradient.cuh",
+        "cuda-walk-backward-reverse-row-of-ragged",
+        "csrc/cuda/persistent/walk.cuh",
         "return reverse_ ? row + now : row - after;",
         "return reverse_ ? row + after : row - after;",
         ("tests/backends/native/cuda/test_persistent_backward.py",),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from csrc.cuda import nvcc
 from csrc.cuda.nvcc import ROOT, SOURCES, Architecture, CudaBuildError, Toolkit
+from fused_rnn import command
 
 from . import resources
 from .resources import Table, Usage
@@ -114,4 +115,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.run(lambda: main(sys.argv[1:]))

@@ -15,7 +15,7 @@ from . import gates
 from .build import ROOT
 from .core import Arrays, Results
 from .gates import DTYPES, Buffers, Incoming, Step
-from .persistent import joined, visits
+from .persistent_forward import joined, visits
 from .simt.library import SIMT, Machine, machine
 
 KERNELS = (ROOT / "csrc/cuda/persistent/backward.cu", SIMT / "persistent_backward.cpp")
@@ -23,7 +23,7 @@ MEETINGS = ("memory", "cluster", "clusters")  # as enum Meeting counts
 
 
 class Layout(NamedTuple):
-    """How the weights lie over blocks, as Plan in persistent.h; the rest of it follows."""
+    """How the weights lie over blocks, as Plan in persistent/params.h; the rest of it follows."""
 
     shape: int
     cluster: int

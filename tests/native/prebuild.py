@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import time
 
-from . import gates, persistent, persistent_backward, plans
+from fused_rnn import command
+
+from . import gates, persistent_backward, persistent_forward, plans
 from .build import UnbuildableError, bench_target, build, scalar_math_target
 from .simt.library import TOYS, stepwise_target, target
 
 # What takes longest to compile comes first.
 TARGETS = (
     lambda: target("persistent_backward", persistent_backward.KERNELS),
-    lambda: target("persistent_forward", persistent.KERNELS),
+    lambda: target("persistent_forward", persistent_forward.KERNELS),
     stepwise_target,
     bench_target,
     lambda: target("gates", gates.GATES),
@@ -39,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -30,6 +30,7 @@
 
 #include "exchange.cuh"
 #include "gradient.cuh"
+#include "walk.cuh"
 
 namespace fused_rnn {
 namespace cuda {

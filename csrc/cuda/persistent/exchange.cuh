@@ -1,6 +1,7 @@
-// How the blocks of a group hand h to each other, step by step, and wait for it. Of every chunk
-// there are two copies, of even and of odd steps, laid out as weights.cuh says; a step reads the
-// one and writes the other.
+// How the blocks of a group hand h to each other, step by step, and wait for it. (What they hand on
+// backward, gate gradients and sums of them, stands in backward.cuh.) Of every chunk there are two
+// copies, of even and of odd steps, laid out as weights.cuh says; a step reads the one and writes the
+// other.
 //
 // Why two copies do: whoever writes a copy at step k has seen the states of step k - 1 of every
 // block of the group, as its warps read the whole depth between them before the block's barrier. A

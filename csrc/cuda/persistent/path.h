@@ -12,7 +12,9 @@
 #include <utility>
 
 #include "cuda/device.h"
+#include "cuda/lengths.h"
 #include "floor.h"
+#include "plan.h"
 #include "cuda/stepwise/path.h"
 
 namespace fused_rnn {

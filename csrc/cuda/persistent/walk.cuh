@@ -1,8 +1,10 @@
-// Which sequences each step of a scan has, and where their rows are.
+// Which sequences each step of a scan has, and where their rows are: forward and backward.
 #pragma once
 
 #include <cstdint>
 
+#include "params.h"
+#include "products.cuh"
 #include "cuda/launch.cuh"
 
 namespace fused_rnn {
@@ -74,6 +76,81 @@ class ForwardWalk {
   const int T_, N_;
   const bool reverse_;
   int longer_, edge_ = 0;
+};
+
+// The steps of a scan from its last to its first, j = 0 .. T. As the longest sequences stand first,
+// a step has the first so many; a sequence's steps follow one another, and at j = T none is left.
+class BackwardWalk {
+ public:
+  int j = 0;
+  int before = 0, now, after;  // sequences at j - 1, j and j + 1
+  std::int64_t row;            // where those of j begin
+
+  // By all lanes of a warp.
+  __device__ __forceinline__ BackwardWalk(const PersistentBackward& a, bool reverse)
+      : a_(a), reverse_(reverse), longer_(reverse ? static_cast<int>(a.N) : 0) {
+    now = count(0);
+    after = count(1);
+    row = reverse ? 0 : all_rows() - now;
+  }
+
+  __device__ __forceinline__ void advance() {
+    ++j;
+    row = row_after();
+    before = now, now = after;
+    after = count(j + 1);
+  }
+
+  // Where those of j + 1 begin, if there are any: time runs on where the scan ran back.
+  __device__ __forceinline__ std::int64_t row_after() const {
+    return reverse_ ? row + now : row - after;
+  }
+
+  // Where the rows of j + 2 begin, or, with as many sequences from there on, something close to it
+  // that is good for a hint. Not known for sequences that end on the way.
+  __device__ __forceinline__ bool has_beyond() const {
+    return j + 2 < a_.T && (a_.lengths == nullptr || !reverse_);
+  }
+  __device__ __forceinline__ std::int64_t row_beyond() const {
+    return reverse_ ? row_after() + after : row_after() - after;
+  }
+
+ private:
+  // To be asked for 0, 1, 2, ... in turn.
+  __device__ __forceinline__ int count(int i) {
+    const std::int32_t* const lengths = a_.lengths;
+    const int T = static_cast<int>(a_.T), N = static_cast<int>(a_.N);
+    if (i >= T) {
+      return 0;
+    }
+    if (lengths == nullptr) {
+      return N;
+    }
+    if (reverse_) {
+      while (longer_ > 0 && lengths[longer_ - 1] <= i) --longer_;
+    } else {
+      while (longer_ < N && lengths[longer_] > T - 1 - i) ++longer_;
+    }
+    return longer_;
+  }
+
+  __device__ __forceinline__ std::int64_t all_rows() const {
+    if (a_.lengths == nullptr) {
+      return a_.T * a_.N;
+    }
+    long long rows = 0;
+    for (std::int64_t n = lane_of_warp(); n < a_.N; n += 32) {
+      rows += a_.lengths[n];
+    }
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+      rows += __shfl_xor_sync(kAllLanes, rows, lanes);
+    }
+    return rows;
+  }
+
+  const PersistentBackward& a_;
+  const bool reverse_;
+  int longer_;  // sequences that are longer than the time that was asked for last
 };
 
 }  // namespace cuda

@@ -1,5 +1,5 @@
-// What persistent kernels share: a warp's slice of the weights and its products, and how blocks hand
-// states to each other.
+// What persistent kernels share: a warp's slice of the weights, its products, and how the states that
+// it multiplies them by lie in memory. How they get there is exchange.cuh's business.
 //
 // States stand in fragments of 32 bytes of depth, k, as a warp multiplies them: [k / kDepth]
 // [column][k % kDepth]. A lane takes 8 neighbouring bytes of a column for what the MMA calls words q

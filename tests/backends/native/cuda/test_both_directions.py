@@ -11,7 +11,14 @@ from fused_rnn.backends import Inputs, Problem, reference
 from fused_rnn.backends.native import fakes as native_fakes
 from fused_rnn.backends.native import persistent
 from fused_rnn.scans import autograd
-from tests.backends.native.cuda.test_persistent_path import KB, STEP_BY_STEP, Bench, dtype, variant  # noqa: F401 (fixtures)
+from tests.backends.native.cuda.test_persistent_path import (  # noqa: F401 (some are fixtures)
+    KB,
+    STEP_BY_STEP,
+    Bench,
+    dtype,
+    shape,
+    variant,
+)
 from tests.backends.native.cuda.test_stepwise import kernel as stepwise_kernel  # noqa: F401 (a fixture)
 from tests.conftest import TOLERANCES
 from tests.native.simt.library import Machine, stepwise
@@ -24,7 +31,6 @@ from tests.operands import (
     make_inputs,
     needing,
     present,
-    ragged,
 )
 
 # As in test_persistent_path, with room for both.
@@ -44,15 +50,6 @@ RESULTS = ("y", "saved", "dy", "dh_n", "dc_n")
 def bench(request):
     """Each made-up device."""
     return request.param
-
-
-@pytest.fixture(params=["dense", "ragged"])
-def shape(request, bench, variant):  # noqa: F811
-    """Few sequences of a few steps, with no size a multiple of anything."""
-    H = 2 * bench.H + 1 if variant[0].startswith("rnn") and bench.H == 19 else bench.H
-    if request.param == "ragged":
-        return ragged((4, 1, 3, 3, 1, 2, 2), 3, H)
-    return SHAPES["odd"]._replace(T=3, N=9, H=H)
 
 
 @pytest.fixture

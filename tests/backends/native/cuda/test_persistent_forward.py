@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import TOLERANCES
 from tests.native.core import assert_same_bits
-from tests.native.persistent import (
+from tests.native.persistent_forward import (
     CLUSTER,
     MEMORY,
     Case,

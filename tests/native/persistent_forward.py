@@ -22,7 +22,7 @@ MEMORY, CLUSTER = "memory", "cluster"  # where the blocks of a group meet
 
 
 class Layout(NamedTuple):
-    """How the weights lie over blocks, as Plan in persistent.h; the rest of it follows."""
+    """How the weights lie over blocks, as Plan in persistent/params.h; the rest of it follows."""
 
     shape: int
     meeting: str
