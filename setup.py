@@ -87,6 +87,7 @@ CPU = CppExtension(
         "csrc/ops.cpp",
         "csrc/cpu/levels.cpp",
         "csrc/cpu/scratch.cpp",
+        "csrc/single_threaded.cpp",
     ],
     extra_compile_args={"cxx": [*FLAGS, *WARNINGS, *DEFINES, *MORE]},
     extra_link_args=[flag for flag in MORE if flag == "--coverage"],
@@ -95,7 +96,7 @@ CPU = CppExtension(
 
 CUDA = CppExtension(
     CUDA_MODULE,
-    ["csrc/cuda/ops.cpp"],
+    ["csrc/cuda/ops.cpp", "csrc/single_threaded.cpp"],
     include_dirs=[nvcc.INCLUDE],
     extra_compile_args={"cxx": [*FLAGS, *WARNINGS, *DEFINES]},
     libraries=["dl", "rt", "pthread"],

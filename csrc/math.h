@@ -5,7 +5,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "dtypes.h"
 
@@ -61,6 +63,16 @@ struct ExpConstants<double> {
   static constexpr int kMantissaBits = 52, kBias = 1023;
 };
 
+// bit_cast for registers too. That of dtypes.h is included before a level's target is set, and clang
+// hands no AVX register to a function that is not compiled for AVX, though it be inlined.
+template <class To, class From>
+FUSED_RNN_INLINE To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
 // exp(x) = scale * (1 + fraction), scale a power of two and |fraction| < 0.42.
 template <class V>
 struct ExpParts {
@@ -83,9 +95,9 @@ FUSED_RNN_INLINE ExpParts<V> exp_parts(V x) {
     q = q * r + C::q(i);
   }
   using Word = typename Lanes<V>::Word;
-  const Bits exponent = (bit_cast<Bits>(shifted) << C::kMantissaBits) +
+  const Bits exponent = (same_bits<Bits>(shifted) << C::kMantissaBits) +
                         (static_cast<Word>(C::kBias) << C::kMantissaBits);
-  return {bit_cast<V>(exponent), r + r * r * q};
+  return {same_bits<V>(exponent), r + r * r * q};
 }
 
 template <class V>

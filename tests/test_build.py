@@ -1,9 +1,11 @@
 """The built module: the stable ABI only, and a build that says what is missing."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,41 @@ def test_no_cxx_symbol_of_torch_is_imported():
 def test_python_is_used_through_the_limited_api():
     python = {s for s in undefined_symbols() if s.startswith(("Py", "_Py"))}
     assert python == {"PyModule_Create2"}
+
+
+@needs_module
+@needs_nm
+def test_no_glibc_newer_than_that_of_the_tools_is_asked_for():
+    # csrc/single_threaded.cpp: glibc has it since 2.32, torch's own wheels do with 2.28.
+    assert "__libc_single_threaded" not in undefined_symbols()
+
+
+def test_the_source_distribution_is_whole(tmp_path):
+    git = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode != 0:
+        pytest.skip("this is no checkout, so nothing says what belongs to it")
+    folders = {name.partition("/")[0] for name in git.stdout.split()}
+    for name in folders:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        else:
+            shutil.copy(ROOT / name, tmp_path / name)
+    run = subprocess.run(
+        [sys.executable, "setup.py", "-q", "sdist", "--formats", "tar"],
+        cwd=tmp_path,
+        env=os.environ | {"FUSED_RNN_CUDA": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    present = {name for name in git.stdout.split() if (ROOT / name).exists()}
+    assert present - packed == set()
+    assert {name for name in packed if name.endswith(".so")} == set()
 
 
 def test_setup_without_torch_says_so(tmp_path):
