@@ -54,8 +54,8 @@ CORE = {
     f"{_CUDA}/test_persistent_forward.py::test_forward": Rule(
         PAIRS, "a kernel for each cell and type"
     ),
-    f"{_CUDA}/test_cuda.py::test_more_than_two_to_the_31_gates": Rule(NONE, _LARGE),
-    f"{_CUDA}/test_cuda.py::test_a_step_of_more_than_two_to_the_31_gates": Rule(NONE, _LARGE),
+    f"{_CUDA}/test_gpu.py::test_more_than_two_to_the_31_gates": Rule(NONE, _LARGE),
+    f"{_CUDA}/test_gpu.py::test_a_step_of_more_than_two_to_the_31_gates": Rule(NONE, _LARGE),
     "test_cells.py::test_step_is_that_of_torch": Rule(ALL, _LATE),
     f"{_CUDA}/test_both_directions.py::test_one_after_the_other_where_the_launch_is_refused": Rule(
         ALL, _LATE
