@@ -4,7 +4,15 @@ import os
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
+
+# A new environment of an older Python has one that cannot read pyproject.toml's licence.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"fused_rnn is built with setuptools 77 or newer, found {setuptools.__version__}: "
+        "run `pip install --upgrade setuptools wheel ninja` first."
+    )
 
 try:
     import torch

@@ -89,6 +89,20 @@ def test_setup_without_torch_says_so(tmp_path):
     assert "Traceback" not in run.stderr
 
 
+def test_setup_with_an_old_setuptools_says_so(tmp_path):
+    (tmp_path / "setuptools.py").write_text("__version__ = '65.5.0'\nExtension = setup = None\n")
+    run = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    assert "setuptools 77 or newer, found 65.5.0" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 def test_setup_without_a_compiler_says_so(tmp_path):
     run = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path / "lib"),
