@@ -23,19 +23,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fused_rnn import command
-from fused_rnn.backends import native
+from fused_rnn.backends.native import simd_level
 from tests.native.build import CompilationError
 
-from .cpu import MUTANTS as CPU
-from .cuda import MUTANTS as CUDA
+from . import (
+    backends,
+    core,
+    cpu,
+    cuda_persistent,
+    cuda_stepwise,
+    graph,
+    layers,
+    native,
+    package,
+    scans,
+    triton,
+)
 from .mutant import Mutant
-from .python import MUTANTS as PYTHON
-from .triton import MUTANTS as TRITON
 
 ROOT = Path(__file__).parents[2]
 COPIES = ROOT / "build" / "mutants"
-# The CPU's last: only they are built into a copy's module, which the others' tests use as it is.
-MUTANTS = (*PYTHON, *TRITON, *CUDA, *CPU)
+PYTHON = (package, layers, graph, scans, backends, native, triton)
+# What is built into a copy's module comes last: the others' tests use the module as it is.
+ROOMS = (*PYTHON, cuda_stepwise, cuda_persistent, core, cpu)
+MUTANTS = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)
 SECONDS = 600  # for the tests of one; one that hangs has been noticed
 NO_TESTS = 5  # pytest's exit status where all are left out
 INTERPRETED = "tests/backends/triton/test_kernels.py"  # whole file in Triton's interpreter
@@ -66,7 +77,7 @@ def environment(copy: Path) -> dict[str, str]:
     """Return the environment for builds and tests of a copy."""
     return os.environ | {
         "PYTHONPATH": str(copy),
-        "FUSED_RNN_LEVEL": native.simd_level(),
+        "FUSED_RNN_LEVEL": simd_level(),
         "FUSED_RNN_CXXFLAGS": "-O1",
         "MAX_JOBS": "1",
         "OMP_NUM_THREADS": "1",
