@@ -7,6 +7,7 @@ The environment takes torch from that of the Python that runs this, and nothing 
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -95,8 +96,10 @@ def environment(folder: Path, wheel: Path) -> Path:
     (site,) = folder.glob("lib/python*/site-packages")
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps",
-         "--no-index", wheel],
-        check=True,
+         "--no-index", wheel.resolve()],
+        check=True, cwd=folder,
+        # On whose path the project would count as installed.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )  # fmt: skip
     # A path in a .pth file is not searched for more of them: the project itself stays out.
     (site / "torch.pth").write_text(sysconfig.get_path("purelib") + "\n")

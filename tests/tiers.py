@@ -45,7 +45,6 @@ CORE = {
     "backends/test_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
     f"{_CUDA}/test_stepwise.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
     f"{_CUDA}/test_persistent_path.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
-    "backends/triton/test_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
     f"{_CUDA}/test_persistent_backward.py": Rule(EACH_VALUE, _SIMULATED),
     f"{_CUDA}/test_persistent_backward.py::test_gradients": Rule(
         PAIRS, "a kernel for each cell and type"
@@ -73,6 +72,7 @@ CORE = {
     ),
     "graph/test_compile.py": Rule(EACH_VALUE, _TRACED),
     "backends/test_transforms_options.py": Rule(EACH_VALUE, "gradients of gradients in float64"),
+    "backends/native/test_team.py": Rule(EACH_VALUE, "alone on all cores; a team knows no cell"),
     "backends/native/test_math.py::test_within_three_units_in_the_last_place": Rule(
         EACH_VALUE, "each function and each level; millions of numbers each"
     ),
