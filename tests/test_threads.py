@@ -64,6 +64,32 @@ def test_callers_side_by_side(kernel, device):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_every_thread_has_the_callers_float_mode(kernel, cell):
+    torch.set_num_threads(2)
+    many = torch.full((1 << 22,), 1e-39)
+    assert (many + many).all()  # from here on torch's threads are there, each with its own mode
+    shape = (8, 512, 64, 64, False, None)
+    inputs, _ = make_inputs((cell, False), shape, torch.float32)
+    gates = len(inputs.w_hh) // 64
+    inputs = inputs._replace(
+        x=torch.full_like(inputs.x, 1e-39),
+        h0=torch.zeros_like(inputs.h0),
+        c0=None if inputs.c0 is None else torch.zeros_like(inputs.c0),
+        w_ih=torch.eye(64).repeat(gates, 1),
+        w_hh=torch.zeros_like(inputs.w_hh),
+    )
+    assert kernel.forward(cell, inputs, None, False, False)[0].all()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush denormals")
+    try:
+        for _ in range(12):
+            assert not kernel.forward(cell, inputs, None, False, False)[0].any()
+    finally:
+        torch.set_flush_denormal(False)
+    assert (many * 1.0).all()  # they have their own back
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_nan_reaches_every_gradient_it_should(kernel, cell, device):
     inputs, _ = make_inputs((cell, False), (3, 4, 5, 6, True, None), torch.float64, device)
     inputs.x[1, 2] = torch.nan

@@ -78,9 +78,11 @@ void run_team(const ScanArgs& a, int members, Scan& scan) {
   struct Context {
     Team& team;
     Scan& scan;
-  } context{team, scan};
+    FloatMode mode;
+  } context{team, scan, float_mode()};
   const auto body = [](int id, void* p) {
     auto* c = static_cast<Context*>(p);
+    const BorrowedFloatMode mode(c->mode);
     Team::Member member(c->team, id);
     c->scan.member(member);
   };
