@@ -287,7 +287,7 @@ class LSTMCell(Cell, nn.LSTMCell):
     ) -> tuple[Tensor, Tensor]:
         """Run one step."""
         if torch.compiler.is_compiling():
-            return super().forward(input, hx)
+            return self._in_graph(input, hx)
         state: Any = None
         if hx is None:
             state = self._step("lstm", input, None, None, True)
@@ -339,7 +339,7 @@ class GRUCell(Cell, nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Run one step."""
         if torch.compiler.is_compiling():
-            return super().forward(input, hx)
+            return self._in_graph(input, hx)
         state = self._step("gru", input, hx, None, hx is None)
         return self._not_fitting(input, hx) if state is None else state[0]
 
@@ -388,7 +388,7 @@ class RNNCell(Cell, nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Run one step."""
         if torch.compiler.is_compiling():
-            return super().forward(input, hx)
+            return self._in_graph(input, hx)
         state = self._step(_RNN_CELLS.get(self.nonlinearity), input, hx, None, hx is None)
         return self._not_fitting(input, hx) if state is None else state[0]
 

@@ -1,6 +1,7 @@
 """Mistakes: the drop-ins answer with torch.nn's error, or with one where torch.nn has none."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -273,8 +274,6 @@ BAD_STEPS = {
     "rank 0": (z(()), None),
     "rank 3": (z(1, 2, 3), None),
     "state of rank 3": (z(2, 3), z(1, 2, 4)),
-    "state of rank 1 for rank 2": (z(2, 3), z(4)),
-    "state of rank 2 for rank 1": (z(3), z(1, 4)),
     "features": (z(2, 7), None),
     "features and state": (z(2, 7), z(2, 4)),
     "hidden size": (z(2, 3), z(2, 5)),
@@ -339,15 +338,43 @@ def test_a_cell_without_its_weight(name):
     assert_same_error(theirs, ours)
 
 
+# What torch.nn's cells do not check before they read past an end, or repeat what is too short.
+@pytest.mark.parametrize("backend", [None, *EACH_BACKEND, "torch"])
+@pytest.mark.parametrize("ranks", [(1, 2), (2, 1)], ids=str)
+@pytest.mark.parametrize("name", CELLS)
+def test_a_state_of_another_rank_than_the_input(name, ranks, backend):
+    cell = getattr(fused_rnn, name)(4, 4)  # so that a matrix of states could pass for a batch
+    x, h = z(4, 4) if ranks[0] == 2 else z(4), z(4, 4) if ranks[1] == 2 else z(4)
+    label = "hx[0]" if name == "LSTMCell" else "hidden"
+    with nullcontext() if backend is None else fused_rnn.use_backend(backend):
+        error = outcome(lambda: cell(x, (h, h) if name == "LSTMCell" else h))
+    said = f"{name}: Expected {label} to be {ranks[0]}D as the input is, got {ranks[1]}D instead"
+    assert error[:3] == ("raised", ValueError, said)
+
+
+def test_one_tensor_for_a_pair_of_states():
+    said = "LSTMCell: Expected hx to be a pair of tensors, got one tensor"
+    for hx in (z(2, 2, 4), z(2, 3, 2, 4)):
+        assert outcome(lambda hx=hx: fused_rnn.LSTMCell(3, 4)(z(2, 3), hx))[2] == said
+
+
+@pytest.mark.parametrize("shape", [None, (1,), (2, 1), (1, 4)], ids=str)
 @pytest.mark.parametrize("parameter", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_with_a_parameter_of_another_size(name, parameter):
-    theirs, ours = twins(name, 3, 4)
-    for module in (theirs, ours):
-        wrong = getattr(module, parameter)[:-1].detach().clone()
-        setattr(module, parameter, torch.nn.Parameter(wrong))
-    theirs, ours = outcome(lambda: theirs(z(2, 3))), outcome(lambda: ours(z(2, 3)))
-    assert_same_error(theirs, ours)
+def test_a_cell_with_a_parameter_of_another_size(name, parameter, shape):
+    cell = getattr(fused_rnn, name)(3, 4)
+    wrong = getattr(cell, parameter)[:-1].detach().clone() if shape is None else z(*shape)
+    setattr(cell, parameter, torch.nn.Parameter(wrong))
+    error = outcome(lambda: cell(z(2, 3)))
+    assert error[:2] == ("raised", RuntimeError)
+    assert error[2].startswith(f"{name}: {parameter} should be ")
+
+
+@pytest.mark.parametrize("states", [1, 3])
+def test_other_than_two_states_of_an_lstm(states):
+    lstm = fused_rnn.LSTM(3, 4)
+    for hx in ([z(1, 4)] * states, z(states, 1, 4)):
+        assert outcome(lambda hx=hx: lstm(z(5, 3), hx))[0] == "raised"
 
 
 @pytest.mark.parametrize("backend", EACH_BACKEND)

@@ -23,7 +23,14 @@ from fused_rnn.cells import CELLS
 from fused_rnn.graph.compiled import run_stack_in_graph
 from fused_rnn.layers.beyond import Beyond, PackedStates, State
 from fused_rnn.scans.autocast import recast
-from fused_rnn.scans.checks import Stack, check_batch_sizes, check_weights, foreign, misfit
+from fused_rnn.scans.checks import (
+    Stack,
+    check_batch_sizes,
+    check_cell,
+    check_weights,
+    foreign,
+    misfit,
+)
 from fused_rnn.scans.stack import CELL_MISFIT, outside_the_graph, run_cell, run_stack
 
 __all__ = ["Cell", "Layers", "constructor", "like"]
@@ -52,9 +59,13 @@ class _DropIn(nn.Module):
                 )
         if torch.compiler.is_compiling() and not transforms.exporting():
             return outside_the_graph(self.forward, input, hx)
+        self._check_for_torch(input, hx)
         result = self._torch.forward(self, input, hx)
         torch_ran(reason)
         return result
+
+    def _check_for_torch(self, input: Any, hx: Any) -> None:
+        """Check what torch.nn's own forward, which comes next, should and does not."""
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return what torch.jit.script compiles for us: the torch.nn module of the same state."""
@@ -219,15 +230,7 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
         reason = foreign(x, h0, c0, rows)
         if reason is not None:
             return reason
-        stack = Stack(
-            self.mode.lower(),
-            self.input_size,
-            self.hidden_size,
-            self.proj_size,
-            self.num_layers,
-            2 if self.bidirectional else 1,
-            self.bias,
-        )
+        stack = self._sizes()
         n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
         any_dtype = transforms.active() == transforms.AUTOCAST
         reason = misfit(stack, x, h0, c0, n, rows[0][0], any_dtype)
@@ -237,6 +240,26 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
         if any_dtype:
             run = partial(recast, run)
         return run(stack, x, h0, c0, rows, batch_sizes, n, self.dropout, self.training)
+
+    def _sizes(self) -> Stack:
+        return Stack(
+            self.mode.lower(),
+            self.input_size,
+            self.hidden_size,
+            self.proj_size,
+            self.num_layers,
+            2 if self.bidirectional else 1,
+            self.bias,
+        )
+
+    def _check_for_torch(self, input: Any, hx: Any) -> None:
+        # It reads past the end of a weight that is too small, and of states it takes the first two.
+        weights, width = self._flat_weights, len(self._all_weights[0])
+        if all(isinstance(w, Tensor) for w in weights):
+            rows = [weights[k : k + width] for k in range(0, len(weights), width)]
+            check_weights(self._sizes(), rows, True, self._all_weights)
+        if self._torch is nn.LSTM and isinstance(hx, (Tensor, tuple, list)) and len(hx) > 2:
+            raise RuntimeError("lstm expects two hidden states")
 
     def _weights(self) -> list[list[Any]]:
         """Return the weights of each layer and direction.
@@ -291,6 +314,14 @@ def constructor(
     return decorate
 
 
+# A plain cell's nonlinearity makes no difference to its sizes.
+_CELLS: dict[type[nn.Module], str] = {
+    nn.LSTMCell: "lstm",
+    nn.GRUCell: "gru",
+    nn.RNNCell: "rnn_tanh",
+}
+
+
 class Cell(_DropIn, nn.RNNCellBase):
     """What LSTMCell, GRUCell and RNNCell have in common."""
 
@@ -329,6 +360,31 @@ class Cell(_DropIn, nn.RNNCellBase):
             )
         except KeyError:  # parametrized, or replaced by a plain tensor
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+    def _check_for_torch(self, input: Any, hx: Any) -> None:
+        if not isinstance(input, Tensor) or input.dim() not in (1, 2):
+            return
+        name = self._torch.__name__
+        if hx is None:
+            states = []
+        elif self._torch is not nn.LSTMCell:
+            states = [("hidden", hx)]
+        elif not isinstance(hx, (Tensor, tuple, list)):
+            return
+        elif isinstance(hx, Tensor) and input.dim() == 2:
+            raise TypeError(f"{name}: Expected hx to be a pair of tensors, got one tensor")
+        elif len(hx) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
+        else:
+            states = [(f"hx[{i}]", state) for i, state in enumerate(hx)]
+        if all(isinstance(s, Tensor) and s.dim() in (1, 2) for _, s in states):
+            weights = self._weights()
+            gates = CELLS[_CELLS[self._torch]].gates
+            check_cell(name, gates, self.hidden_size, input, states, weights)
+
+    def _in_graph(self, input: Any, hx: Any) -> Any:
+        self._check_for_torch(input, hx)
+        return self._torch.forward(self, input, hx)
 
     def _not_fitting(self, input: Any, hx: Any) -> Any:
         return self._by_torch(input, hx, CELL_MISFIT)

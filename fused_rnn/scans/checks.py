@@ -24,6 +24,7 @@ __all__ = [
     "cell_fits",
     "check_batch_sizes",
     "check_bool",
+    "check_cell",
     "check_weights",
     "foreign",
     "misfit",
@@ -281,3 +282,52 @@ def cell_fits(
         if t.is_inference() and torch.is_grad_enabled():
             return False
     return True
+
+
+def check_cell(
+    name: str,
+    gates: int,
+    size: int,
+    x: Tensor,
+    states: Sequence[tuple[str, Any]],
+    weights: Sequence[Any],
+) -> None:
+    """Check of a step what torch.nn's own cells do not, which run it next.
+
+    They read past the end of a state whose rank is not the input's, and repeat a weight or a bias
+    that has one row, or one element, for many.
+
+    Args:
+        name: of the cell, for messages
+        gates: how many times as many rows as hidden units the weights have
+        size: of the hidden state
+        x: (N, I) or (I,)
+        states: (N, H) or (H,), each after its name
+        weights: w_ih, w_hh, b_ih, b_hh
+
+    Raises:
+        ValueError: if a state has not the input's rank
+        RuntimeError: if a weight or a bias has not the shape that goes with the hidden size
+    """
+    rank = x.dim()
+    for label, state in states:
+        if isinstance(state, Tensor) and state.dim() != rank:
+            raise ValueError(
+                f"{name}: Expected {label} to be {rank}D as the input is, "
+                f"got {state.dim()}D instead"
+            )
+    if transforms.jit_traces():  # to which sizes are no numbers
+        return
+    w_ih, w_hh, *biases = weights
+    for label, w in (("weight_ih", w_ih), ("weight_hh", w_hh)):
+        if w.dim() != 2:
+            raise RuntimeError(f"{name}: {label} should be 2D, got {w.dim()}D")
+    rows = gates * size
+    expected: list[tuple[str, Any, tuple[int, ...]]] = [
+        ("weight_ih", w_ih, (rows, w_ih.shape[1])),
+        ("weight_hh", w_hh, (rows, size)),
+    ]
+    expected += [(n, b, (rows,)) for n, b in zip(("bias_ih", "bias_hh"), biases, strict=True)]
+    for label, t, shape in expected:
+        if t is not None and t.shape != shape:
+            raise RuntimeError(f"{name}: {label} should be {shape}, got {tuple(t.shape)}")

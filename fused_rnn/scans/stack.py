@@ -17,7 +17,7 @@ from torch.nn.functional import dropout as drop
 from fused_rnn.backends import Inputs, Problem, Selection, note, select, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.scans import autograd
-from fused_rnn.scans.checks import Row, Stack, cell_fits
+from fused_rnn.scans.checks import Row, Stack, cell_fits, check_cell
 from fused_rnn.scans.marks import takes_marks
 
 __all__ = [
@@ -97,7 +97,15 @@ def run_cell(
 def torch_cell(
     cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Run one step by torch's own operator."""
+    """Run one step by torch's own operator.
+
+    Raises:
+        ValueError, RuntimeError: if the ranks or the weights' shapes do not fit
+    """
+    if x.dim() != 2:
+        raise ValueError(f"{cell}_cell: Expected input to be 2D, got {x.dim()}D instead")
+    states = [("hx", h)] if c is None else [("hx[0]", h), ("hx[1]", c)]
+    check_cell(f"{cell}_cell", CELLS[cell].gates, weights[1].shape[-1], x, states, weights)
     if CELLS[cell].has_cell_state:
         return _TORCH_CELLS[cell](x, (h, c), *weights)
     return _TORCH_CELLS[cell](x, h, *weights), None
