@@ -180,14 +180,29 @@ def test_a_product_of_halves(toy, depth, eps):
 
 def test_a_product_of_rounded_floats():
     assert_is_product("tf32", 8, 2**-11)
+    a, b, out = product("tf32", 8)
+    exact = nearest(a) @ nearest(b) + 1
+    np.testing.assert_allclose(out, exact, rtol=0, atol=2**-20 * np.abs(exact).max())
 
 
-def assert_is_product(toy, depth, eps):
+def nearest(x):
+    """Return numbers rounded to the 10 bits of fraction that tf32 has."""
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(np.round(mantissa * 2**11) / 2**11, exponent)
+
+
+def product(toy, depth):
+    """Return A, B and what the toy makes of them."""
     given, out = play(f"product_{toy}")
     a = given[: 16 * depth].reshape(16, depth)
     b = given[4 * depth :][: depth * 8].reshape(depth, 8)
+    return a, b, out[: 16 * 8].reshape(16, 8)
+
+
+def assert_is_product(toy, depth, eps):
+    a, b, out = product(toy, depth)
     most = 2 * eps * (np.abs(a) @ np.abs(b)) + eps
-    off = np.abs(out[: 16 * 8].reshape(16, 8) - (a @ b + 1))
+    off = np.abs(out - (a @ b + 1))
     assert (off <= most).all()
     assert (off > 0).any()  # the operands were rounded
 
