@@ -401,6 +401,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "allowed = allowed || wanted == c.name;",
         "allowed = true;",
         ("tests/backends/native/test_levels.py",),
+        argued="a copy has one level alone; where there are all, test_levels.py asks for each",
     ),
     Mutant(
         "cpu-levels-unknown-name-taken",
