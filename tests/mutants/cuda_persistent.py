@@ -300,7 +300,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "csrc/cuda/persistent/shapes.h",
         "return depth_steps(s, depth, element_bytes) * s.warps_k * fragment_depth(element_bytes);",
         "return ceil_div(depth, fragment_depth(element_bytes)) * fragment_depth(element_bytes);",
-        ("tests/backends/native/cuda/test_persistent_forward.py",),
+        ("tests/backends/native/cuda/test_persistent_path.py",),
     ),
     Mutant(
         "cuda-path-lengths-of-the-last",
