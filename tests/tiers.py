@@ -45,6 +45,7 @@ CORE = {
     "backends/test_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
     f"{_CUDA}/test_stepwise.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
     f"{_CUDA}/test_persistent_path.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
+    "backends/triton/test_kernels.py::test_kernel_is_the_reference": Rule(TRIPLES, _REFERENCE),
     f"{_CUDA}/test_persistent_backward.py": Rule(EACH_VALUE, _SIMULATED),
     f"{_CUDA}/test_persistent_backward.py::test_gradients": Rule(
         PAIRS, "a kernel for each cell and type"

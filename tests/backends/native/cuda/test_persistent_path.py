@@ -163,12 +163,13 @@ def test_either_pass_goes_with_the_stepwise_other(
     "bench", [b for b in BENCHES.values() if b is not BENCHES["clusters"]], ids=lambda b: b.forward
 )
 @pytest.mark.parametrize("variant", [("lstm", False), ("gru", False)], ids=["lstm", "gru"])
-def test_nan_stays_in_its_chunk(kernel, ops, bench, variant, reverse):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_nan_stays_in_its_chunk(kernel, ops, bench, variant, reverse, dtype):
     cell, _ = variant
     shape = SHAPES["odd"]._replace(T=3, N=MANY, H=bench.H)
     for backward in (False, True):
-        assert re.search(r"[2-9] chunks", words(ops, cell, shape, backward, training=True))
-    clean, _ = make_inputs(variant, shape, torch.float32)
+        assert re.search(r"[2-9] chunks", words(ops, cell, shape, backward, dtype, training=True))
+    clean, _ = make_inputs(variant, shape, dtype)
     spoilt = clean._replace(x=clean.x.clone())
     spoilt.x[:, 16:] = torch.nan  # the first sequence of the second chunk, or before it
     results = []
