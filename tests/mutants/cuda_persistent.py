@@ -301,6 +301,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "return depth_steps(s, depth, element_bytes) * s.warps_k * fragment_depth(element_bytes);",
         "return ceil_div(depth, fragment_depth(element_bytes)) * fragment_depth(element_bytes);",
         ("tests/backends/native/cuda/test_persistent_path.py",),
+        argued="a warp reads no step past the depth's last (WarpWeights::steps_): it costs no number",
     ),
     Mutant(
         "cuda-path-lengths-of-the-last",
