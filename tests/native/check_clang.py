@@ -8,6 +8,7 @@ the one that CLANG names, or clang++, or that of the package ziglang in build/cl
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -58,8 +59,10 @@ def main() -> int:
         print(log.read_text()[-6000:])
         return build.returncode
     print(f"clang: the module was built in {time.monotonic() - begin:.0f} s", flush=True)
+    has_xdist = importlib.util.find_spec("xdist") is not None
+    side_by_side = ["-n", str(os.cpu_count()), "--dist", "worksteal"] if has_xdist else []
     tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "--core", *TESTS, *sys.argv[1:]],
+        [sys.executable, "-m", "pytest", "--core", *side_by_side, *TESTS, *sys.argv[1:]],
         cwd=tree,
         env=environment,
     )
