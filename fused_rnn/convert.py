@@ -85,7 +85,7 @@ def convert(model: Model, *, report: Report | bool | None = None) -> Model:
         the same model
 
     Raises:
-        TypeError: if :attr:`model` is not a :class:`torch.nn.Module`, or :attr:`report` neither a
+        TypeError: if :attr:`model` is not a :class:`torch.nn.Module`, or ``report`` neither a
             function nor a bool; nothing has been changed then
 
     Examples::
@@ -113,7 +113,7 @@ def revert(model: Model, *, report: Report | bool | None = None) -> Model:
         the same model
 
     Raises:
-        TypeError: if :attr:`model` is not a :class:`torch.nn.Module`, or :attr:`report` neither a
+        TypeError: if :attr:`model` is not a :class:`torch.nn.Module`, or ``report`` neither a
             function nor a bool; nothing has been changed then
 
     Examples::

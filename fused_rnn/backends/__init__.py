@@ -5,7 +5,7 @@ automatic choice: the first backend of the table that does not refuse. What is c
 runs or fails with the reason.
 
 What a backend refuses, and in which words, its own ``supports`` says; what may be asked of one
-stands in :mod:`~fused_rnn.backends.base`. Layers, directions and packing are not known here.
+stands in ``base.py``. Layers, directions and packing are not known here.
 """
 
 from __future__ import annotations
