@@ -255,7 +255,8 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
     def _check_for_torch(self, input: Any, hx: Any) -> None:
         # It reads past the end of a weight that is too small, and of states it takes the first two.
         weights, width = self._flat_weights, len(self._all_weights[0])
-        if all(isinstance(w, Tensor) for w in weights):
+        # To a trace of torch.jit sizes are no numbers.
+        if not transforms.jit_traces() and all(isinstance(w, Tensor) for w in weights):
             rows = [weights[k : k + width] for k in range(0, len(weights), width)]
             check_weights(self._sizes(), rows, True, self._all_weights)
         if self._torch is nn.LSTM and isinstance(hx, (Tensor, tuple, list)) and len(hx) > 2:
