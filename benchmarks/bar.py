@@ -61,7 +61,7 @@ def judge(results: Sequence[CaseResult], sgemm_gflops: float) -> list[Verdict]:
         chosen = _choose(timed, cells, kinds)
         return verdict_of(title, chosen, lambda result: result.speedup(over), geomean, worst)
 
-    calls = "cell-nograd cell-grad"
+    calls, steps = "cell-nograd cell-grad", "step-nograd step-training"
     return [
         speed("LSTM inference", "lstm", "inference", 1.3, 1.0),
         speed("GRU inference", "gru", "inference", 2.0, 1.1),
@@ -69,6 +69,7 @@ def judge(results: Sequence[CaseResult], sgemm_gflops: float) -> list[Verdict]:
         speed("GRU training step", "gru", "training", 2.5, 1.2),
         speed("ragged training step, LSTM and GRU", "lstm gru", "ragged-training", 3.5, 2.0),
         speed("LSTMCell and GRUCell call", "lstm gru", calls, 1.5, 1.0),
+        speed("layer called for one step", "lstm gru rnn", steps, worst=1.0),
         speed("inference over onnxruntime", "lstm gru", "inference", 1.0, over="onnxruntime"),
         _of_sgemm(timed, sgemm_gflops),
         _memory(timed, "training", "training ragged-training", 1.0),

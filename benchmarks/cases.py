@@ -21,6 +21,8 @@ KINDS = {
     "training": "training step: forward and backward",
     "ragged-inference": "ragged inference: lengths uniform in [T/2, T]",
     "ragged-training": "ragged training step: lengths uniform in [T/2, T]",
+    "step-nograd": "sequence of one step from a given state, under no_grad",
+    "step-training": "sequence of one step from a given state, and its backward",
     "cell-nograd": "single cell call under no_grad",
     "cell-grad": "single cell call that records its graph",
     "cell-training": "single cell call and its backward",
@@ -85,6 +87,11 @@ class Case:
     @property
     def single_cell(self) -> bool:
         return self.kind.startswith("cell")
+
+    @property
+    def one_step(self) -> bool:
+        """Whether a layer runs a sequence of one step, from a state that it is given."""
+        return self.kind.startswith("step")
 
     @property
     def backward(self) -> bool:
@@ -164,6 +171,11 @@ _RAGGED = [
     (Shape(20, 256, 128, 128), True),
     (_BI, False),
 ]
+_ONE_STEP = [
+    (Shape(1, 1, 64, 64), False),
+    (Shape(1, 1, 512, 512), False),
+    (Shape(1, 32, 256, 256), True),
+]
 _CELL = [(Shape(1, 1, 16, 16), True), (Shape(1, 32, 256, 256), True)]
 
 # The plain RNN has no bar: two ragged shapes say what there is to say.
@@ -176,6 +188,7 @@ def all_cases() -> list[Case]:
     for table, kinds in (
         (_DENSE, ("training", "inference")),
         (_RAGGED, ("ragged-training", "ragged-inference")),
+        (_ONE_STEP, ("step-training", "step-nograd")),
         (_CELL, ("cell-training", "cell-grad", "cell-nograd")),
     ):
         for shape, quick in table:

@@ -116,6 +116,8 @@ class OnnxRuntime:
     def refuses(self, case: Case, settings: Settings) -> str | None:
         if case.single_cell:
             return "runs whole sequences, has no cell"
+        if case.one_step:
+            return "its graph here begins at zeros"
         if case.backward:
             return "inference only"
         if settings.device.type != "cpu":
@@ -152,6 +154,8 @@ class CompiledLoop:
             return "left out to bound the run's compilation: the plain RNN has no bar"
         if case.ragged:
             return "dense batches only"
+        if case.one_step:
+            return "its loop begins at zeros"
         if case.shape.layers > 1 or case.shape.bidirectional:
             return "one layer, one direction only"
         limit = self.max_steps["training" if case.grad else "inference"]

@@ -32,11 +32,14 @@ _PANELS = {
     "Inference": (("inference",), "whole sequences"),
     "Training step": (("training",), "forward and backward"),
     "Ragged batches": (("ragged-training", "ragged-inference"), "lengths uniform in [T/2, T]"),
+    "Layers called for one step": (("step-nograd", "step-training"), "one step"),
     "Single cell calls": (("cell-nograd", "cell-grad", "cell-training"), "one step"),
 }
 _KINDS = {
     "ragged-inference": "inference",
     "ragged-training": "training",
+    "step-nograd": "no_grad",
+    "step-training": "with backward",
     "cell-nograd": "no_grad",
     "cell-grad": "graph recorded",
     "cell-training": "with backward",

@@ -114,8 +114,12 @@ def _build(case: Case, module: nn.Module, padded: Tensor) -> Work:
         arguments = (PackedSequence(x, *packed[1:]),)
     else:
         upstream = (upstream[0].view(s.T, s.N, -1),)
-        x.requires_grad_(case.backward)
         arguments = (x,)
+        if case.one_step:
+            states = tuple(random(1, s.N, s.H) for _ in range(2 if case.cell == "lstm" else 1))
+            arguments = (x, states if case.cell == "lstm" else states[0])
+        for tensor in (x, *states):
+            tensor.requires_grad_(case.backward)
     return Work(case, module, arguments, (x, *states), upstream, padded)
 
 

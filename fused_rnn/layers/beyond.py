@@ -149,11 +149,7 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
             raise ValueError(f"step: input should be 1-D or 2-D, got {rank}-D")
         if state is None and self.learn_initial_state:
             state = self._learned_for(None if rank == 1 else input.shape[0])
-        result = None
-        # A projection has no kernel for a single step, and autocast's dtypes are a layer's.
-        cells = not self.proj_size and not torch.compiler.is_compiling()
-        if cells and transforms.active() != transforms.AUTOCAST:
-            result = self._step_by_cells(input, state)
+        result = None if torch.compiler.is_compiling() else self._step_by_cells(input, state)
         if result is not None:
             return result
         time = 1 if self.batch_first and rank == 2 else 0
@@ -161,11 +157,28 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
         output, state = self.forward(input.unsqueeze(time), state)
         return output.squeeze(time), state
 
+    def _forward_one_step(self, input: Any, hx: Any) -> tuple[Tensor, Any] | None:
+        """Run a sequence of one step as such, or return None where it is not one, or does not fit.
+
+        What is checked and chosen for a sequence takes longer than a step of few sequences.
+        """
+        if not isinstance(input, Tensor) or self.bidirectional:
+            return None
+        rank = input.dim()
+        time = 1 if self.batch_first and rank == 3 else 0
+        if rank not in (2, 3) or input.shape[time] != 1:
+            return None
+        result = self._step_by_cells(input.select(time, 0), hx)
+        return result if result is None else (result[0].unsqueeze(time), result[1])
+
     def _step_by_cells(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         """Run one cell for each layer; return None where the operands do not plainly fit."""
         h0: Any  # a tensor, then one for each layer
         c0: Any
         row: Any
+        # A projection has no kernel for a single step, and autocast's dtypes are a layer's.
+        if self.proj_size or transforms.active() == transforms.AUTOCAST:
+            return None
         given = self._states(state)
         if given is None:
             return None
@@ -191,16 +204,15 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
                 x = drop(x, self.dropout, True)
             if not self.bias:
                 row = (*row, None, None)
-            after = run_cell(cell, x, h0[layer], c0[layer], *row)
+            after = run_cell(cell, x, h0[layer], c0[layer], *row, layer=layer)
             if after is None:
                 return None
             x, c = after
             h_n.append(x)
             c_n.append(c)
-        if layers == 1:
-            h, c = x.unsqueeze(0), c.unsqueeze(0) if lstm else None
-        else:
-            h, c = torch.stack(h_n), torch.stack(c_n) if lstm else None
+        # Copied, of a single layer too: what is done to the output in place shall not reach it.
+        h = torch.stack(h_n)
+        c = None if not lstm else c.unsqueeze(0) if layers == 1 else torch.stack(c_n)
         if not batched:
             x, h, c = x.squeeze(0), h.squeeze(1), c if c is None else c.squeeze(1)
         return x, (h, c) if lstm else h

@@ -157,7 +157,8 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
             return self._forward_dense(input, hx, run_stack_in_graph)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
-        return self._forward_dense(input, hx)
+        result = self._forward_one_step(input, hx)
+        return self._forward_dense(input, hx) if result is None else result
 
     if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything
 

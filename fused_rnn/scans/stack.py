@@ -48,6 +48,7 @@ def run_cell(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
+    layer: int = 0,
 ) -> tuple[Tensor, Tensor | None] | None:
     """Run one step, or return None where its operands do not plainly fit together.
 
@@ -90,7 +91,7 @@ def run_cell(
         if cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
             raise
         return None
-    note(problem, selection)
+    note(problem, selection, layer)
     return state
 
 

@@ -209,10 +209,10 @@ def test_the_onnx_graph_computes_what_torch_computes(cell, kind, shape):
         torch.testing.assert_close(actual[name], tensor, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["training", "ragged-training", "cell-training"])
+@pytest.mark.parametrize("kind", ["training", "ragged-training", "step-training", "cell-training"])
 @pytest.mark.parametrize("cell", GATES)
 def test_the_oracle_is_the_same_problem_in_float64(cell, kind):
-    shape = Shape(1, 3, 7, 8) if kind.startswith("cell") else TINY[1]
+    shape = Shape(1, 3, 7, 8) if kind.startswith(("cell", "step")) else TINY[1]
     work = build(Case(cell, kind, shape), CPU)
     single, double = (
         each.named(each.caller(each.module, each.module.parameters())())

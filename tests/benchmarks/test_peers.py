@@ -31,10 +31,10 @@ SHAPE = Shape(5, 3, 7, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["training", "ragged-training", "cell-training"])
+@pytest.mark.parametrize("kind", ["training", "ragged-training", "step-training", "cell-training"])
 def test_the_oracle_of_a_half_type_has_the_same_numbers(dtype, kind):
     name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    shape = Shape(1, 3, 7, 8) if kind == "cell-training" else SHAPE
+    shape = Shape(1, 3, 7, 8) if kind in ("step-training", "cell-training") else SHAPE
     work = build(Case("lstm", kind, shape, dtype=name), CPU)
     double = work.double()
     assert {t.dtype for t in (*work.leaves, *work.upstream, *work.module.parameters())} == {dtype}

@@ -47,6 +47,50 @@ def test_equal_to_the_sequence_call(layer, options, given, batched, backend, dev
     )
 
 
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if not BACKENDS[b].available()])
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
+@pytest.mark.parametrize(("layer", "options"), CONFIGURED)
+def test_a_sequence_of_one_step(layer, options, given, batched, backend, device, monkeypatch):
+    module = getattr(fused_rnn, layer)(I, H, **options).double().to(device)
+    shape = (N, 1, I) if module.batch_first else (1, N, I)
+    x = torch.randn(shape if batched else (1, I), dtype=torch.float64, device=device)
+    hx = states(module, N if batched else None, torch.float64) if given else None
+    of = [x, *module.parameters(), *(leaves(hx) if given else [])]
+    for tensor in of:
+        tensor.requires_grad_()
+    sequences = []
+    run = module._forward_dense
+    monkeypatch.setattr(module, "_forward_dense", lambda *a: sequences.append(a) or run(*a))
+    with fused_rnn.use_backend(backend):
+        found = [leaves(module(x, hx))]
+        # Both have no single steps: a sequence of one it is.
+        assert len(sequences) == (module.bidirectional or module.proj_size > 0)
+        found.append(leaves(run(x, hx)))
+    torch.testing.assert_close(found[0], found[1])
+    weights = [torch.randn_like(t) for t in found[0]]
+    gradients = [torch.autograd.grad(outputs, of, weights) for outputs in found]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("call", ["step", "forward"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_output_and_state_are_two(layer, call):
+    module = getattr(fused_rnn, layer)(I, H)
+    with torch.no_grad():
+        x = torch.randn(1, N, I)
+        output, state = module(x) if call == "forward" else module.step(x[0])
+        before = [s.clone() for s in leaves(state)]
+        output.zero_()
+    torch.testing.assert_close(leaves(state), before, rtol=0, atol=0)
+
+
+def test_explain_of_one_step_names_its_layers():
+    module = fused_rnn.GRU(I, H, 2)
+    one, two = (fused_rnn.explain(module, torch.randn(steps, N, I)) for steps in (1, 2))
+    assert [(row.layer, row.backend) for row in one] == [(row.layer, row.backend) for row in two]
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_goes_on_where_a_sequence_ended(layer):
     module = getattr(fused_rnn, layer)(I, H, 2)
