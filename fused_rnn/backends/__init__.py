@@ -52,6 +52,7 @@ __all__ = [
     "note",
     "record",
     "select",
+    "select_step",
     "torch_ran",
     "use_backend",
 ]
@@ -169,6 +170,24 @@ def _automatic(problem: tuple[Any, ...]) -> Selection:
             return Selection(backend, refusals)
         refusals[name] = reason
     return Selection(None, refusals)
+
+
+def select_step(problem: tuple[Any, ...]) -> Selection:
+    """Do as :func:`select` for a single step outside of a graph, where torch may be faster."""
+    name = _choice.get() or _environment
+    return _automatic_step(problem) if name is None else _by_name(name, problem)
+
+
+@lru_cache(maxsize=4096)
+def _automatic_step(problem: tuple[Any, ...]) -> Selection:
+    selection, of = _automatic(problem), Problem(*problem)
+    plain = of.cell in ("rnn_tanh", "rnn_relu") and of.training and of.I > 0
+    if selection.backend is native and plain and of.device.type == "cpu":
+        # Two products and a tanh cost torch less than a node of autograd's that is made in Python:
+        # the benchmark's calls of an RNNCell.
+        reason = "torch's own operators are faster at one step of a plain RNN with gradients"
+        return Selection(None, {**selection.refusals, native.name: reason})
+    return selection
 
 
 def _beyond_torch(problem: Problem) -> bool:

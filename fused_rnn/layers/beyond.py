@@ -202,9 +202,8 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
         for layer, row in enumerate(self._weights()):
             if layer and self.dropout and self.training:
                 x = drop(x, self.dropout, True)
-            if not self.bias:
-                row = (*row, None, None)
-            after = run_cell(cell, x, h0[layer], c0[layer], *row, layer=layer)
+            biases = row[2:] if self.bias else (None, None)
+            after = run_cell(cell, x, h0[layer], c0[layer], *row[:2], *biases, layer)
             if after is None:
                 return None
             x, c = after

@@ -323,6 +323,9 @@ def check_cell(
         if w.dim() != 2:
             raise RuntimeError(f"{name}: {label} should be 2D, got {w.dim()}D")
     rows = gates * size
+    square = w_ih.shape[0] == rows and w_hh.shape == (rows, size)
+    if square and all(b is None or b.shape == (rows,) for b in biases):
+        return  # the common case, in a microsecond
     expected: list[tuple[str, Any, tuple[int, ...]]] = [
         ("weight_ih", w_ih, (rows, w_ih.shape[1])),
         ("weight_hh", w_hh, (rows, size)),

@@ -14,7 +14,7 @@ import torch
 from torch import _VF, Tensor
 from torch.nn.functional import dropout as drop
 
-from fused_rnn.backends import Inputs, Problem, Selection, note, select, transforms
+from fused_rnn.backends import Inputs, Problem, Selection, note, select, select_step, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.scans import autograd
 from fused_rnn.scans.checks import Row, Stack, cell_fits, check_cell
@@ -74,7 +74,7 @@ def run_cell(
         n, i = x.shape
         size = h.shape[1]
         problem = (cell, x.device, x.dtype, 1, n, i, size, 0, False, training, transform)
-        selection = select(problem)
+        selection = select_step(problem)
         backend = selection.backend
         if backend is None:
             state = torch_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
@@ -105,7 +105,7 @@ def torch_cell(
     """
     if x.dim() != 2:
         raise ValueError(f"{cell}_cell: Expected input to be 2D, got {x.dim()}D instead")
-    states = [("hx", h)] if c is None else [("hx[0]", h), ("hx[1]", c)]
+    states = (("hx", h),) if c is None else (("hx[0]", h), ("hx[1]", c))
     check_cell(f"{cell}_cell", CELLS[cell].gates, weights[1].shape[-1], x, states, weights)
     if CELLS[cell].has_cell_state:
         return _TORCH_CELLS[cell](x, (h, c), *weights)

@@ -44,6 +44,7 @@ def table(monkeypatch):
 
     def forget():
         backends._automatic.cache_clear()
+        backends._automatic_step.cache_clear()
         backends._by_name.cache_clear()
 
     yield put
@@ -238,15 +239,31 @@ def test_torch_by_name_is_torch(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_native_runs_by_itself(name):
     module, x = getattr(fused_rnn, name)(3, 4), example(name)
-    assert ran(module, x) == ["native"]
-    assert ran(module.double(), x.double()) == ["native"]
-    with torch.no_grad():
-        assert ran(module, x.double()) == ["native"]
-    if name in LAYERS:
-        assert ran(
-            module, sequences((3, 1), 3, False)._replace(data=torch.randn(4, 3).double())
-        ) == ["native"]
-        assert ran(module, torch.randn(4, 3).double()) == ["native"]
+    with torch.set_grad_enabled(name != "RNNCell"):  # of which torch runs a step with gradients
+        assert ran(module, x) == ["native"]
+        assert ran(module.double(), x.double()) == ["native"]
+        with torch.no_grad():
+            assert ran(module, x.double()) == ["native"]
+        if name in LAYERS:
+            assert ran(
+                module, sequences((3, 1), 3, False)._replace(data=torch.randn(4, 3).double())
+            ) == ["native"]
+            assert ran(module, torch.randn(4, 3).double()) == ["native"]
+
+
+@needs_native
+def test_torch_runs_what_it_is_faster_at():
+    """One step of a plain RNN that records its graph, unless another is asked for by name."""
+    cell, layer = fused_rnn.RNNCell(3, 4), fused_rnn.RNN(3, 4)
+    one, two = torch.randn(1, 2, 3), torch.randn(2, 2, 3)
+    assert ran(cell, one[0]) == ran(layer, one) == ["torch"]
+    assert ran(layer, two) == ran(fused_rnn.GRUCell(3, 4), one[0]) == ["native"]
+    (row,) = fused_rnn.explain(cell, one[0])
+    assert "torch's own operators are faster at one step of a plain RNN" in row.refusals["native"]
+    with fused_rnn.use_backend("native"):
+        assert ran(cell, one[0]) == ran(layer, one) == ["native"]
+    every_state = layer(one, return_states=True)[2]
+    torch.testing.assert_close(every_state[:, 0], layer(one)[1])
 
 
 @pytest.mark.parametrize("name", MODULES)

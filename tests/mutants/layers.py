@@ -71,8 +71,22 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-beyond-step-bias",
         "fused_rnn/layers/beyond.py",
-        "row = (*row, None, None)",
-        "row = (*row, row[0][:, 0], None)",
+        "row[2:] if self.bias else (None, None)",
+        "row[2:] if self.bias else (row[0][:, 0], None)",
+        ("tests/layers/test_step.py",),
+    ),
+    Mutant(
+        "py-beyond-output-is-state",
+        "fused_rnn/layers/beyond.py",
+        "h = torch.stack(h_n)",
+        "h = x.unsqueeze(0) if layers == 1 else torch.stack(h_n)",
+        ("tests/layers/test_step.py",),
+    ),
+    Mutant(
+        "py-beyond-one-step-of-two",
+        "fused_rnn/layers/beyond.py",
+        "input.shape[time] != 1",
+        "input.shape[time] > 2",
         ("tests/layers/test_step.py",),
     ),
     Mutant(
