@@ -153,7 +153,7 @@ def select(problem: Problem | tuple[Any, ...]) -> Selection:
         RuntimeError: if the backend chosen by name refuses, with its reason.
         ValueError: if the environment variable names no backend.
     """
-    name = _choice.get() or _environment
+    name = asked_for()
     return _automatic(problem) if name is None else _by_name(name, problem)
 
 
@@ -174,7 +174,7 @@ def _automatic(problem: tuple[Any, ...]) -> Selection:
 
 def select_step(problem: tuple[Any, ...]) -> Selection:
     """Do as :func:`select` for a single step outside of a graph, where torch may be faster."""
-    name = _choice.get() or _environment
+    name = asked_for()
     return _automatic_step(problem) if name is None else _by_name(name, problem)
 
 

@@ -162,7 +162,7 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
 
         What is checked and chosen for a sequence takes longer than a step of few sequences.
         """
-        if not isinstance(input, Tensor) or self.bidirectional:
+        if self.bidirectional or not isinstance(input, Tensor) or input.is_nested:
             return None
         rank = input.dim()
         time = 1 if self.batch_first and rank == 3 else 0

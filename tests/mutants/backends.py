@@ -6,10 +6,17 @@ from .mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
+        "py-choice-torch-at-each-step",
+        "fused_rnn/backends/__init__.py",
+        "and of.training and of.I > 0",
+        "and of.I > 0",
+        ("tests/backends/test_backends.py",),
+    ),
+    Mutant(
         "py-choice-environment-first",
         "fused_rnn/backends/__init__.py",
-        "    name = _choice.get() or _environment\n    return _automatic",
-        "    name = _environment or _choice.get()\n    return _automatic",
+        "return _choice.get() or _environment",
+        "return _environment or _choice.get()",
         ("tests/test_import.py",),
     ),
     Mutant(
