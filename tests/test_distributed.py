@@ -133,5 +133,5 @@ def test_two_processes_train_as_one(layer, way, results):
     expected, _ = train(made(layer), batch(layer), torch.clone)
     for found, backends in (of_rank[layer, way] for of_rank in results):
         torch.testing.assert_close(found, expected)
-        # And not torch.nn, for a parameter that is none of its own; of a plain RNN it has the steps.
+        # And not torch.nn, for a parameter that is none of its own; it has a plain RNN's steps.
         assert backends == ({"native", "torch"} if layer == "RNN" else {"native"})
