@@ -91,6 +91,7 @@ def work(rank, folder):
         results[layer, "ddp"] = train(DistributedDataParallel(made(layer)), x, torch.clone)
         results[layer, "fsdp"] = train(sharded(made(layer)), x, lambda t: t.full_tensor())
     torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
