@@ -119,8 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device = torch.device("cpu")
     dist.init_process_group()
     train(options, device)
-    # Seen without it, on busy cores: gloo aborts a process that leaves before the others are done.
-    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -73,6 +73,16 @@ def test_a_sequence_of_one_step(layer, options, given, batched, backend, device,
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_another_number_of_steps_is_no_single_one(steps):
+    module, x = fused_rnn.GRU(I, H), torch.randn(steps, N, I)
+    if steps:
+        assert module(x)[0].shape == (steps, N, H)
+    else:
+        with pytest.raises(RuntimeError, match="larger than 0"):
+            module(x)
+
+
 @pytest.mark.parametrize("call", ["step", "forward"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_output_and_state_are_two(layer, call):
