@@ -75,9 +75,6 @@ class LSTM(Layers[tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]])
         Lengths and resets on a GPU are not read by the host, which need not wait: a wrong length
         then fails an assertion on the device. On the CPU, or with a projection, they are read.
 
-    .. note::
-        The backward pass reads ``output``, so that changing it in place before is an error.
-
     Examples::
 
         >>> rnn = fused_rnn.LSTM(10, 20, 2)
@@ -157,9 +154,6 @@ class GRU(Layers[Tensor, PackedSequence]):
         * **h_n**: the final state, in the shape of the initial one
         * **h**: with ``return_states=True`` the states of every step, as for :class:`LSTM`
 
-    .. note::
-        The backward pass reads ``output``, so that changing it in place before is an error.
-
     Examples::
 
         >>> rnn = fused_rnn.GRU(10, 20, 2)
@@ -210,9 +204,6 @@ class RNN(Layers[Tensor, PackedSequence]):
 
     Outputs: output, h_n[, h]
         as in :class:`GRU`
-
-    .. note::
-        The backward pass reads ``output``, so that changing it in place before is an error.
 
     Examples::
 

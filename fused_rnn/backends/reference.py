@@ -47,8 +47,7 @@ def forward(
     else:
         steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
         y = _in_time([step.h for step in steps], batch_sizes)
-    c_n = None if state.c is None else state.c.to(dtype)
-    return y.to(dtype), state.h.to(dtype), c_n, ()
+    return y.to(dtype), *_final(state, dtype), ()
 
 
 def scan_states(
@@ -63,7 +62,8 @@ def scan_states(
     steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
     y = _in_time([step.h for step in steps], batch_sizes)
     c = _in_time([step.c for step in steps if step.c is not None], batch_sizes)
-    return y.to(dtype), state.h.to(dtype), state.c.to(dtype), c.to(dtype)
+    h_n, c_n = _final(state, dtype)
+    return y.to(dtype), h_n, c_n, c.to(dtype)  # type: ignore[return-value]  # with a cell state
 
 
 def scan_marked(
@@ -89,8 +89,15 @@ def scan_marked(
         states.append(_where(live[t], after, State(0, 0)))
     h, every_c = zip(*states[::-1] if reverse else states, strict=True)
     c = None if state.c is None else torch.stack(every_c).to(dtype)
-    c_n = None if state.c is None else state.c.to(dtype)
-    return torch.stack(h).to(dtype), state.h.to(dtype), c_n, c
+    return torch.stack(h).to(dtype), *_final(state, dtype), c
+
+
+def _final(state: State, dtype: torch.dtype) -> State:
+    """Return the final states as tensors of their own.
+
+    The last step's are saved for its derivative, and they are given out to be changed.
+    """
+    return State(*(s if s is None else s.to(dtype, copy=True) for s in state))
 
 
 def _where(condition: Tensor, state: State, other: State) -> State:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from fused_rnn.backends import (
     BACKENDS,
@@ -31,6 +32,7 @@ from fused_rnn.backends import (
 )
 from fused_rnn.cells import CELLS
 from fused_rnn.scans import marks
+from fused_rnn.scans.outputs import alias, changed, watch
 
 __all__ = ["WHEN_RUN", "scan"]
 
@@ -264,13 +266,28 @@ torch.library.impl("fused_rnn::scan", "FuncTorchBatched", _forward_by_reference)
 torch.library.impl("fused_rnn::scan_backward", "Batched", _backward_by_reference)
 
 
+def _as_it_is(y: Tensor) -> Tensor:
+    """Return y, in a graph that is being made, as it is before it is changed in place."""
+    # It stands for what a tensor is by now; in the graph there is no change, but another tensor.
+    if isinstance(y, FunctionalTensor):
+        return FunctionalTensor.to_functional(y.from_functional())
+    return y
+
+
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *operands: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             y, h_n, c_n, c, saved = torch.ops.fused_rnn.scan(*operands)
         name, cell, *tensors = operands[:13]
-        ctx.save_for_backward(*tensors, y, *saved)
+        ctx.watch, y_saved = None, _as_it_is(y)
+        # Not where a graph is being made, whose tensors are none that could be watched.
+        if transforms.active() in (None, transforms.AUTOCAST):
+            # What is given out is no view either, as operators return: none of several is allowed
+            # to be changed in place.
+            y, h_n, c_n, c = map(alias, (y, h_n, c_n, c))
+            ctx.watch = watch(y)
+        ctx.save_for_backward(*tensors, y_saved, *saved)
         ctx.set_materialize_grads(False)
         ctx.scan = name, cell, *operands[13:15]
         return y, h_n, c_n, c, *saved
@@ -289,6 +306,10 @@ class _Node(torch.autograd.Function):
                 scan = _Scan(Inputs(*tensors[:8]), marked, reverse, every_c)
                 gradients = _gradients(reference, cell, scan, y, saved, given, needs)
             else:
+                if changed(ctx.watch):
+                    y, _, _, _, saved = torch.ops.fused_rnn.scan(
+                        name, cell, *tensors, reverse, every_c, True
+                    )
                 found = torch.ops.fused_rnn.scan_backward(
                     name, cell, *tensors, reverse, every_c, y, saved, *given, needs
                 )

@@ -24,11 +24,14 @@ from fused_rnn.scans.checks import Row, Stack
 from fused_rnn.scans.marks import mark
 from fused_rnn.scans.segments import (
     Segments,
+    batched,
     check_lengths,
     check_resets,
+    check_within,
     cut,
     on_device,
     read,
+    unwrapped,
 )
 from fused_rnn.scans.stack import choose, initial_states, run_stack
 
@@ -179,8 +182,16 @@ class Options:
         return self._marked([WHEN_RUN if name is None else name for name in names], *operands)
 
     def _marking(self, *operands: Any) -> list[str] | None:
-        """Return the layers' backends where lengths and resets can stay on the device, or None."""
-        given = (t for t in (self._lengths, self._resets) if isinstance(t, Tensor))
+        """Return the layers' backends where lengths and resets are not to be read, or None."""
+        given = [t for t in (self._lengths, self._resets) if isinstance(t, Tensor)]
+        if any(map(batched, given)):
+            # They decide how many rows there are, which vmap needs to be the same for all.
+            backends, _ = choose(*operands, every_state=self._every_state)  # type: ignore[misc]
+            if backends is None:
+                raise RuntimeError(
+                    "torch.nn was asked for, which takes no lengths and resets that vmap batches"
+                )
+            return [backend.name for backend in backends]
         if all(t.device.type == "cpu" for t in given):
             return None
         backends, _ = choose(*operands, every_state=self._every_state, marked=True)  # type: ignore[misc]
@@ -203,13 +214,8 @@ class Options:
         marks = None
         if self._cuts:
             lengths, resets = (on_device(t, x.device) for t in self.cuts(x))
-            # Under vmap there is one assertion for each of a batch, which torch has no rule for.
-            if lengths is not None and transforms.active() not in transforms.ONLY_REFERENCE:
-                # Nothing waits for it: on a GPU it is the next call that does which will raise.
-                within = ((lengths >= 0) & (lengths <= x.shape[0])).all()
-                torch._assert_async(
-                    within, "lengths should be from 0 to the number of steps, got one that is not"
-                )
+            if lengths is not None:
+                _check_unread(lengths, x.shape[0])
             # Not len(x), which a tracer takes for a constant.
             sizes = x.shape[0], n
             marks = [
@@ -245,6 +251,27 @@ class Options:
         result = run_stack(*operands, dropout, training, backends, collector)
         self.steps = collector.steps()
         return result
+
+
+def _check_unread(lengths: Tensor, steps: int) -> None:
+    """Check the values of lengths without waiting for them.
+
+    Raises:
+        ValueError: if they are wrong, and vmap batches them on the CPU.
+        RuntimeError: if they are wrong: on a GPU, from the next call that waits for it.
+    """
+    if transforms.active() in transforms.ONLY_REFERENCE:
+        # One assertion for each of a batch, which torch has no rule for, and in a graph no other.
+        if torch.compiler.is_compiling():
+            return
+        lengths = unwrapped(lengths)
+        if lengths.device.type == "cpu":
+            check_within(lengths, steps)
+            return
+    within = ((lengths >= 0) & (lengths <= steps)).all()
+    torch._assert_async(
+        within, "lengths should be from 0 to the number of steps, got one that is not"
+    )
 
 
 def _described(expected: tuple[object, ...] | None) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fused_rnn.backends import Backend, Inputs, reference, transforms
+from fused_rnn.scans.outputs import alias, changed, watch
 
 __all__ = ["scan", "scan_both", "scan_states", "step"]
 
@@ -116,9 +117,12 @@ def step(
     return h, c
 
 
+# What may be active around the nodes below, which have no rule for anything else.
+_BY_HAND = (None, transforms.AUTOCAST)
+
+
 def _by_hand() -> bool:
-    """Return whether nothing is active that the nodes below have no rule for."""
-    return transforms.active() in (None, transforms.AUTOCAST)
+    return transforms.active() in _BY_HAND
 
 
 class _Scan(torch.autograd.Function):
@@ -135,9 +139,8 @@ class _Scan(torch.autograd.Function):
         y, h_n, c_n, saved = backend.forward(
             cell, Inputs(*inputs), batch_sizes, reverse, not recompute
         )
-        ctx.save_for_backward(*inputs, y, *(() if recompute else saved))
-        ctx.set_materialize_grads(False)
-        ctx.scan = backend, cell, batch_sizes, reverse, recompute
+        _keep(ctx, inputs, y, saved, recompute)
+        ctx.scan = backend, cell, batch_sizes, reverse
         return y, h_n, c_n
 
     @staticmethod
@@ -165,9 +168,8 @@ class _ScanStates(torch.autograd.Function):
             saved: tuple[Tensor, ...] = ()
         else:
             y, h_n, c_n, saved, c = backend.scan_states(*scan, not recompute)
-        ctx.save_for_backward(*inputs, y, *(() if recompute else saved))
-        ctx.set_materialize_grads(False)
-        ctx.scan = backend, cell, batch_sizes, reverse, recompute
+        _keep(ctx, inputs, y, saved, recompute)
+        ctx.scan = backend, cell, batch_sizes, reverse
         return y, h_n, c_n, c
 
     @staticmethod
@@ -218,14 +220,26 @@ class _Step(torch.autograd.Function):
         y, h, c, saved = backend.forward(cell, Inputs(*inputs), None, False, True)
         ctx.save_for_backward(*inputs, y, *saved)
         ctx.set_materialize_grads(False)
-        ctx.scan = backend, cell
+        ctx.watch = None  # h is another tensor
+        ctx.scan = backend, cell, None, False
         return h, c
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None) -> tuple[Tensor | None, ...]:
-        backend, cell = ctx.scan
-        needs = ctx.needs_input_grad[2:]
-        return None, None, *_backward(ctx, backend, cell, None, False, False, None, dh, dc, needs)
+        return None, None, *_backward(ctx, *ctx.scan, None, dh, dc, ctx.needs_input_grad[2:])
+
+
+def _keep(
+    ctx: Any, inputs: Sequence[Tensor | None], y: Tensor, saved: tuple[Tensor, ...], recompute: bool
+) -> None:
+    """Keep what :func:`_backward` reads: the inputs, and y and what is saved unless recomputed."""
+    if recompute:
+        ctx.watch = None
+        ctx.save_for_backward(*inputs)
+    else:
+        ctx.watch = watch(y)
+        ctx.save_for_backward(*inputs, alias(y), *saved)
+    ctx.set_materialize_grads(False)
 
 
 def _backward(
@@ -234,7 +248,6 @@ def _backward(
     cell: str,
     batch_sizes: Tensor | None,
     reverse: bool,
-    recompute: bool,
     dy: Tensor | None,
     dh_n: Tensor | None,
     dc_n: Tensor | None,
@@ -244,19 +257,21 @@ def _backward(
     if dy is None and dh_n is None and dc_n is None and dc is None:
         return (None,) * len(needs)
     tensors = ctx.saved_tensors
-    inputs, y, saved = Inputs(*tensors[:8]), tensors[8], tensors[9:]
+    # No more than the inputs where the rest is to be made anew.
+    inputs = Inputs(*tensors[:8])
+    states = () if changed(ctx.watch) else tensors[8:]
     active = transforms.active()
-    if torch.is_grad_enabled() or not _by_hand():
+    if torch.is_grad_enabled() or active not in _BY_HAND:
         backend = cast("Backend", reference)
     # Gradients of sums and of slices come expanded or strided; kernels take them dense.
-    dy, dh_n, dc_n = (d if d is None else d.contiguous() for d in (dy, dh_n, dc_n))
-    scan = backend, cell, inputs, batch_sizes, reverse, recompute, y, saved
+    dy, dh_n, dc_n = [d if d is None else d.contiguous() for d in (dy, dh_n, dc_n)]
+    scan = backend, cell, inputs, batch_sizes, reverse, states
     rest = (dy, dh_n, dc_n, needs) if dc is None else (dy, dh_n, dc_n, needs, dc.contiguous())
     if active != transforms.AUTOCAST:
         return _gradients(*scan, *rest)
     # The forward ran without autocast, or torch would have run it: its matrix products must not
     # be recast either where backward() is called inside an autocast block.
-    with torch.autocast(y.device.type, enabled=False):
+    with torch.autocast(inputs.x.device.type, enabled=False):
         return _gradients(*scan, *rest)
 
 
@@ -266,14 +281,16 @@ def _gradients(
     inputs: Inputs,
     batch_sizes: Tensor | None,
     reverse: bool,
-    recompute: bool,
-    y: Tensor,
-    saved: tuple[Tensor, ...],
+    states: tuple[Tensor, ...],
     *rest: Any,
 ) -> tuple[Tensor | None, ...]:
-    if recompute and backend is not reference:  # which keeps nothing anyway
-        saved = backend.forward(cell, inputs, batch_sizes, reverse, True)[3]
-    return backend.backward(cell, inputs, batch_sizes, reverse, y, saved, *rest)
+    if not states:
+        if backend is reference:  # which reads nothing but the inputs
+            states = (inputs.x,)
+        else:
+            y, _, _, saved = backend.forward(cell, inputs, batch_sizes, reverse, True)
+            states = y, *saved
+    return backend.backward(cell, inputs, batch_sizes, reverse, states[0], states[1:], *rest)
 
 
 def _of_each(operands: Sequence[Any]) -> tuple[Inputs, Inputs]:

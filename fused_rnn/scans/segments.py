@@ -13,10 +13,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.nn.functional import embedding
 
-__all__ = ["Segments", "check_lengths", "check_resets", "cut", "on_device", "read"]
+__all__ = [
+    "Segments",
+    "batched",
+    "check_lengths",
+    "check_resets",
+    "check_within",
+    "cut",
+    "on_device",
+    "read",
+    "unwrapped",
+]
 
 
 class Segments(NamedTuple):
@@ -155,22 +165,42 @@ def read(lengths: Tensor | None, resets: Tensor | None, steps: int) -> tuple[Ten
 
     Raises:
         ValueError: if a length is negative, or larger than ``steps``.
-        RuntimeError: if vmap batches them.
     """
-    for name, t in (("lengths", lengths), ("resets", resets)):
-        # Their numbers decide how many rows there are, which vmap needs to be the same for all.
-        if t is not None and is_batchedtensor(t):
-            raise RuntimeError(f"{name} cannot be batched by vmap")
     lengths, resets = (t if t is None else t.cpu() for t in (lengths, resets))
     if lengths is not None:
-        wrong = (lengths < 0) | (lengths > steps)
-        if wrong.any():
-            which = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"lengths should be from 0 to {steps}, the number of steps, "
-                f"got: {int(lengths[which])} at index {which}"
-            )
+        check_within(lengths, steps)
     return lengths, resets
+
+
+def check_within(lengths: Tensor, steps: int) -> None:
+    """Check the values of lengths on the CPU.
+
+    Raises:
+        ValueError: if one is negative, or larger than ``steps``.
+    """
+    wrong = (lengths < 0) | (lengths > steps)
+    if wrong.any():
+        which = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"lengths should be from 0 to {steps}, the number of steps, "
+            f"got: {int(lengths[which])} at index {', '.join(map(str, which))}"
+        )
+
+
+def batched(t: Tensor) -> bool:
+    """Return whether vmap batches a tensor, on top of other transforms or under them."""
+    while is_functorch_wrapped_tensor(t):
+        if is_batchedtensor(t):
+            return True
+        t = get_unwrapped(t)
+    return False
+
+
+def unwrapped(t: Tensor) -> Tensor:
+    """Return a tensor as it was before any transform of torch.func, all of a batch at once."""
+    while is_functorch_wrapped_tensor(t):
+        t = get_unwrapped(t)
+    return t
 
 
 def cut(

@@ -356,3 +356,19 @@ def test_compiled_by_its_own_method(name):
     expected = leaves(module(x))
     module.compile(backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(leaves(module(x)), expected)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_an_output_changed_in_place_in_the_graph(layer):
+    module = getattr(fused_rnn, layer)(3, 4, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+
+    def run(x):
+        y = first(module(x))
+        y += 1
+        return y.relu_().square().sum()
+
+    expected = torch.autograd.grad(run(x), list(module.parameters()))
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    found = torch.autograd.grad(compiled(x), list(module.parameters()))
+    torch.testing.assert_close(found, expected)

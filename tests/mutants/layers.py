@@ -169,9 +169,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-options-negative-length-on-a-device",
         "fused_rnn/layers/options.py",
-        "within = ((lengths >= 0) & (lengths <= x.shape[0])).all()",
-        "within = (lengths <= x.shape[0]).all()",
+        "within = ((lengths >= 0) & (lengths <= steps)).all()",
+        "within = (lengths <= steps).all()",
         ("tests/scans/test_marks.py", "tests/graph/test_compile_options.py"),
+    ),
+    Mutant(
+        "py-options-batched-under-grad",
+        "fused_rnn/scans/segments.py",
+        "        t = get_unwrapped(t)\n    return False",
+        "        return False\n    return False",
+        ("tests/layers/test_options_vmap.py",),
+    ),
+    Mutant(
+        "py-options-batched-length-unchecked",
+        "fused_rnn/layers/options.py",
+        "            check_within(lengths, steps)\n            return",
+        "            return",
+        ("tests/layers/test_options_vmap.py",),
     ),
     Mutant(
         "py-options-collected-without-recompute",

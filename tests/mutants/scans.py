@@ -85,15 +85,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-autograd-recompute-saves",
         "fused_rnn/scans/autograd.py",
-        "if recompute and backend is not reference:",
-        "if not recompute and backend is not reference:",
-        ("tests/layers/test_options.py", "tests/scans/test_autograd.py"),
+        "    if recompute:\n        ctx.watch = None",
+        "    if not recompute:\n        ctx.watch = None",
+        ("tests/layers/test_options.py", "tests/scans/test_outputs.py"),
     ),
     Mutant(
         "py-autograd-strided-gradient",
         "fused_rnn/scans/autograd.py",
-        "dy, dh_n, dc_n = (d if d is None else d.contiguous() for d in (dy, dh_n, dc_n))",
-        "dy, dh_n, dc_n = (d for d in (dy, dh_n, dc_n))",
+        "dy, dh_n, dc_n = [d if d is None else d.contiguous() for d in (dy, dh_n, dc_n)]",
+        "dy, dh_n, dc_n = [d for d in (dy, dh_n, dc_n)]",
         ("tests/scans/test_autograd.py",),
     ),
     Mutant(
@@ -127,9 +127,44 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-autograd-step-needs",
         "fused_rnn/scans/autograd.py",
-        "needs = ctx.needs_input_grad[2:]",
-        "needs = ctx.needs_input_grad[1:-1]",
+        "None, dh, dc, ctx.needs_input_grad[2:])",
+        "None, dh, dc, ctx.needs_input_grad[1:-1])",
         ("tests/scans/test_autograd.py", "tests/layers/test_step.py"),
+    ),
+    Mutant(
+        "py-outputs-change-unseen",
+        "fused_rnn/scans/outputs.py",
+        "return watch is not None and watch[0]._version != watch[1]",
+        "return False",
+        ("tests/scans/test_outputs.py",),
+    ),
+    Mutant(
+        "py-outputs-kept-alive",
+        "fused_rnn/scans/outputs.py",
+        "    counter.data = _NOTHING\n",
+        "",
+        ("tests/scans/test_outputs.py",),
+    ),
+    Mutant(
+        "py-outputs-in-a-graph",
+        "fused_rnn/graph/node.py",
+        "ctx.watch, y_saved = None, _as_it_is(y)",
+        "ctx.watch, y_saved = None, y",
+        ("tests/graph/test_compile.py",),
+    ),
+    Mutant(
+        "py-outputs-of-nodes",
+        "fused_rnn/graph/node.py",
+        "if changed(ctx.watch):",
+        "if False:",
+        ("tests/scans/test_outputs.py",),
+    ),
+    Mutant(
+        "py-outputs-final-states-shared",
+        "fused_rnn/backends/reference.py",
+        "s.to(dtype, copy=True)",
+        "s.to(dtype)",
+        ("tests/scans/test_outputs.py",),
     ),
     Mutant(
         "py-stack-dropout-in-eval",
@@ -275,8 +310,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-autograd-step-cell-state-alone",
         "fused_rnn/scans/autograd.py",
-        "_backward(ctx, backend, cell, None, False, False, None, dh, dc, needs)",
-        "_backward(ctx, backend, cell, None, False, False, None, dh, None, needs)",
+        "_backward(ctx, *ctx.scan, None, dh, dc, ctx.needs_input_grad[2:])",
+        "_backward(ctx, *ctx.scan, None, dh, None, ctx.needs_input_grad[2:])",
         ("tests/scans/test_autograd.py", "tests/layers/test_step.py"),
     ),
     Mutant(

@@ -466,16 +466,6 @@ def test_deterministic_algorithms(device):
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [("lengths", torch.tensor([LENGTHS, LENGTHS])), ("resets", torch.zeros(2, T, N).bool())],
-)
-def test_they_cannot_be_batched(name, values):
-    ours, x = fused_rnn.GRU(I, 4), torch.randn(T, N, I)
-    with pytest.raises(RuntimeError, match=f"{name} cannot be batched by vmap"):
-        torch.func.vmap(lambda t: ours(x, **{name: t})[0])(values)
-
-
 def test_they_are_read_once(monkeypatch):
     """Where they are on a GPU, to read them is to wait for it."""
     reads, read = [], options.read

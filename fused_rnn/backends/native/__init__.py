@@ -6,6 +6,7 @@ on a GPU, and is loaded only into a torch that is built for CUDA.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module, util
 from math import prod
 from typing import Any
@@ -173,22 +174,27 @@ def backward(
     """See :meth:`fused_rnn.backends.Backend.backward`; dc: of every step's c."""
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
     needed = needs if cell == "lstm" else (*needs[:2], *needs[3:7])
-    mask = sum(need << bit for bit, need in enumerate(needed))
+    mask = _mask(needed)
     tell_tf32(x)
     try:
         if cell == "lstm":
             given = _BACKWARD[cell](
                 *inputs, batch_sizes, reverse, y, *saved, dy, dh_n, dc_n, mask, dc
             )
-            return tuple(d if need else None for d, need in zip(given, needs, strict=True))
+            return tuple([d if need else None for d, need in zip(given, needs, strict=True)])
         given = _BACKWARD[cell](
             x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, reverse, y, *saved, dy, dh_n, mask
         )
     except RuntimeError as error:
         raise_out_of_memory(error, x.device)
         raise
-    dx, dh0, *dweights = (d if need else None for d, need in zip(given, needed, strict=True))
+    dx, dh0, *dweights = [d if need else None for d, need in zip(given, needed, strict=True)]
     return dx, dh0, None, *dweights, None
+
+
+@cache  # few of them come, and each of them often
+def _mask(needed: tuple[bool, ...]) -> int:
+    return sum(need << bit for bit, need in enumerate(needed))
 
 
 def takes_both(problem: Problem) -> bool:
@@ -225,7 +231,7 @@ def backward_both(
 ) -> tuple[Tensor | None, ...]:
     """See :meth:`fused_rnn.backends.Backend.backward_both`."""
     needed = (*needs[:7], *needs[8:14])
-    mask = sum(need << bit for bit, need in enumerate(needed))
+    mask = _mask(needed)
     incoming = (t for k in (0, 1) for t in (y[k], *saved[k], *given[k]))
     tell_tf32(inputs[0].x)
     try:
