@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fused_rnn.backends import TORCH, Problem, asked_for, reference, select, transforms
+from fused_rnn.graph import earlier  # noqa: F401 (registers ops)
 from fused_rnn.graph.collectors import Nodes
-from fused_rnn.graph.node import WHEN_RUN
 from fused_rnn.graph.onnx import onnx_stack
+from fused_rnn.graph.running import WHEN_RUN
 from fused_rnn.scans.checks import Row, Stack
 from fused_rnn.scans.stack import run_stack
 

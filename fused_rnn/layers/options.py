@@ -18,7 +18,7 @@ from fused_rnn.backends import transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.graph.collectors import Collector, Nodes
 from fused_rnn.graph.compiled import choose_in_graph, run_stack_in_graph, torch_is_asked_for
-from fused_rnn.graph.node import WHEN_RUN
+from fused_rnn.graph.running import WHEN_RUN
 from fused_rnn.scans import autograd
 from fused_rnn.scans.checks import Row, Stack
 from fused_rnn.scans.marks import mark
