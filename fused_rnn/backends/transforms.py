@@ -6,6 +6,7 @@ recast, traced or intercepted, only code made of torch's own operators does the 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,8 +14,10 @@ import torch
 from torch._C import _is_any_autocast_enabled, _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import CInterpreter, TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = [
+    "COUNTING",
     "ONLY_REFERENCE",
     "TORCH_FUNC",
     "active",
@@ -30,6 +33,7 @@ FORWARD_AD = "forward-mode AD"
 AUTOCAST = "autocast"
 TORCH_FUNC = "a torch.func transform"
 TRACING = "torch.jit.trace"
+COUNTING = "a FlopCounterMode"
 
 # torch's own recurrent operators have no rule for these, not all of them and not for every dtype.
 ONLY_REFERENCE = frozenset({VMAP, FORWARD_AD})
@@ -73,10 +77,16 @@ def active() -> str | None:
     if _is_any_autocast_enabled():
         return AUTOCAST
     if _len_torch_dispatch_stack():
-        return "a TorchDispatchMode"
+        return COUNTING if _is_only_counted() else "a TorchDispatchMode"
     if _is_tracing():
         return TRACING
     return None
+
+
+def _is_only_counted() -> bool:
+    """Return whether no mode is active but counters of operations, which take any op as it is."""
+    counter = getattr(sys.modules.get("torch.utils.flop_counter"), "_FlopCounterMode", None)
+    return all(type(mode) is counter for mode in _get_current_dispatch_mode_stack())
 
 
 def _functorch(stack: list[CInterpreter]) -> str:

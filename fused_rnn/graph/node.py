@@ -8,7 +8,8 @@ shorter way through ``autograd.py``. What then runs is in ``running.py``.
 
 A node of :func:`torch.compile` names the backend that was chosen when the graph was made. One of
 :func:`torch.export` names none: it runs on what is there when it runs, and keeps nothing for a
-backward, which makes it again if it comes to that.
+backward, which makes it again if it comes to that. Where the native backend is asked for by name,
+and no gradient is, there is no node but its own op, which a program without Python knows too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import BACKENDS, Inputs, Marked, reference, transforms
+from fused_rnn.backends import BACKENDS, Inputs, Marked, native, reference, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.graph.running import (
     WHEN_RUN,
@@ -79,6 +80,13 @@ def scan(
     if transforms.active() in transforms.ONLY_REFERENCE:
         y, h_n, c_n, c = by_torch(cell, inputs, marked, reverse, every_c)
         return y, h_n, c_n, c if every_c else None
+    if backend == native.name and transforms.exporting():
+        # Asked for by name: its ops are of C++, and a program of these needs no Python.
+        dense = Inputs(*(t if t is None else t.contiguous() for t in inputs))
+        if every_c:
+            y, h_n, c_n, _, c = native.scan_states(cell, dense, None, reverse, False)
+            return y, h_n, c_n, c
+        return *native.forward(cell, dense, None, reverse, False)[:3], None
     tensors = *inputs, *(_NO_MARKS if marked is None else marked)
     training = (
         keep

@@ -118,7 +118,7 @@ def step(
 
 def _by_hand() -> bool:
     """Return whether nothing is active that the nodes below have no rule for."""
-    return transforms.active() in (None, transforms.AUTOCAST)
+    return transforms.active() in (None, transforms.AUTOCAST, transforms.COUNTING)
 
 
 class _Scan(torch.autograd.Function):
