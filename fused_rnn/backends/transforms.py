@@ -24,6 +24,7 @@ __all__ = [
     "constant_in_graphs",
     "exporting",
     "jit_traces",
+    "onnx_exports",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -62,6 +63,11 @@ def exporting() -> bool:
 def jit_traces() -> bool:
     """Return whether torch.jit.trace is at work, to which sizes are not numbers."""
     return _is_tracing()
+
+
+def onnx_exports() -> bool:
+    """Return whether torch.onnx.export is at work, by either of its ways."""
+    return (exporting() or jit_traces()) and torch.onnx.is_in_onnx_export()
 
 
 @constant_in_graphs

@@ -41,7 +41,7 @@ def run_stack_in_graph(
         others: batch_sizes (None), n, dropout and training
         recompute: whether the nodes save nothing for a backward, which makes it anew
     """
-    if transforms.exporting() and torch.onnx.is_in_onnx_export():
+    if transforms.onnx_exports():
         if not stack.proj_size:
             return onnx_stack(stack, x, h0, c0, rows, *others[1:])
         backends = [reference] * stack.layers  # ONNX has no projections, but has matrix products

@@ -140,14 +140,17 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        *,
+        # By name, as the overloads have it; but torch.onnx.export(dynamo=False) gives all defaults
+        # by place, and a trace makes a tensor of False.
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-        return_states: bool = False,
+        return_states: bool | None = None,
     ) -> tuple[Any, ...]:
         """Run the layers over a sequence, or a batch of them."""
         if hx is None and self.learn_initial_state:
             hx = self._learned(input)
+        if return_states is None:
+            return_states = False
         asked = return_states is not False or self.recompute is not False
         if lengths is not None or resets is not None or asked:
             return self._forward_with_options(input, hx, lengths, resets, return_states)

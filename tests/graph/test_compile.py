@@ -5,13 +5,11 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, stack_module_state, vmap
-from torch.library import opcheck
 from torch.nn.utils import parametrizations
 
 import fused_rnn
-from fused_rnn.backends import Inputs, reference
 from fused_rnn.cells import CELLS as EQUATIONS
-from tests.operands import SMALL, SMALL_RAGGED, Shape, make_inputs, needing, present
+from tests.operands import SMALL, SMALL_RAGGED, Shape, make_inputs
 from tests.twins import (
     CELLS,
     CONFIGURATIONS,

@@ -14,7 +14,7 @@ from fused_rnn.graph import flops
 from tests.graph.test_node import MARKS
 from tests.twins import LAYERS, leaves
 
-T, N, I, H, P = 5, 3, 7, 4, 2
+T, N, I, H, P = 5, 3, 7, 4, 2  # noqa: E741
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "LSTMCell": 4, "GRUCell": 3, "RNNCell": 1}
 
 
