@@ -118,11 +118,8 @@ def test_a_projection_is_written_step_by_step(dynamo, tmp_path):
 @pytest.mark.parametrize("dynamo", EXPORTERS)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_layer_that_is_the_model(layer, dynamo, tmp_path):
-    model, file, x = (
-        getattr(fused_rnn, layer)(3, 4).eval(),
-        str(tmp_path / "m.onnx"),
-        example(layer),
-    )
+    model, x = getattr(fused_rnn, layer)(3, 4).eval(), example(layer)
+    file = str(tmp_path / "m.onnx")
     torch.onnx.export(model, (x,), file, dynamo=dynamo, input_names=["x"])
     with torch.no_grad():
         torch.testing.assert_close(run(file, (x,)), leaves(model(x)))
