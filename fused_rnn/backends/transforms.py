@@ -7,7 +7,8 @@ recast, traced or intercepted, only code made of torch's own operators does the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "exporting",
     "jit_traces",
     "onnx_exports",
+    "untraced",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -65,6 +67,18 @@ def jit_traces() -> bool:
     return _is_tracing()
 
 
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Have torch.jit.trace, which may be at work, look away: sizes are numbers again."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+@constant_in_graphs
 def onnx_exports() -> bool:
     """Return whether torch.onnx.export is at work, by either of its ways."""
     return (exporting() or jit_traces()) and torch.onnx.is_in_onnx_export()

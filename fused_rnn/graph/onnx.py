@@ -85,7 +85,7 @@ def _layer(
             operator, operands, attributes, dtypes=(x.dtype,) * len(shapes), shapes=shapes
         )
     else:
-        y, *finals_n = _Traced.apply(operator, attributes, shapes, *operands)
+        y, *finals_n = _Traced.apply(operator, attributes, h, d, finals, *operands)
     if lengths is not None:
         # Of a sequence without a step onnxruntime makes zeros.
         empty = (lengths == 0).unsqueeze(1)
@@ -101,16 +101,19 @@ class _Traced(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operator: str, attributes: Any, shapes: Any, x: Tensor, *others: Any
+        ctx: Any, operator: str, attributes: Any, h: int, d: int, finals: int, x: Tensor, *_: Any
     ) -> tuple[Tensor, ...]:
-        return tuple(x.new_zeros(shape) for shape in shapes)
+        steps, n, _ = x.shape
+        return x.new_zeros(steps, d, n, h), *(x.new_zeros(d, n, h) for _ in range(finals))
 
     @staticmethod
-    def symbolic(g: Any, operator: str, attributes: Any, shapes: Any, *operands: Any) -> Any:
+    def symbolic(
+        g: Any, operator: str, attributes: Any, h: int, d: int, finals: int, *operands: Any
+    ) -> Any:
         kinds = {int: "i", str: "s", list: "s"}
         named = {f"{name}_{kinds[type(value)]}": value for name, value in attributes.items()}
         given = [_nothing(g) if t is None else t for t in operands]
-        return g.op(operator, *given, **named, outputs=len(shapes))
+        return g.op(operator, *given, **named, outputs=1 + finals)
 
 
 def _nothing(g: Any) -> Any:

@@ -180,12 +180,23 @@ class Options:
         *others: Any,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run layers as nodes of ONNX, which have lengths and nothing else."""
-        if self._resets is not None or self._every_state or stack.proj_size:
+        if (
+            self._lengths is None
+            or self._resets is not None
+            or self._every_state
+            or stack.proj_size
+        ):
             raise RuntimeError(
                 "ONNX has lengths, but no resets, no states of every step, and no lengths with a "
                 "projection"
             )
-        return onnx_stack(stack, x, h0, c0, rows, *others, lengths=self.cuts(x)[0])
+        if transforms.jit_traces():
+            with transforms.untraced():
+                self.cuts(x)
+            lengths: Tensor | None = self._lengths.view(-1)
+        else:
+            lengths, _ = self.cuts(x)
+        return onnx_stack(stack, x, h0, c0, rows, *others, lengths=lengths)
 
     def _in_graph(self, *operands: Any) -> tuple[Tensor, Tensor, Tensor | None] | str:
         """Run layers in a graph, where nothing can be packed: how many rows is not known there."""

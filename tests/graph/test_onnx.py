@@ -1,6 +1,7 @@
 """torch.onnx.export over the layers: standard nodes, and what onnxruntime makes of them."""
 
 import importlib.util
+import warnings
 
 import onnx
 import onnxruntime
@@ -179,7 +180,10 @@ def test_lengths_of_a_layer_that_is_the_model(dynamo, tmp_path):
     model, file = fused_rnn.GRU(3, 4).eval(), str(tmp_path / "m.onnx")
     x, lengths = torch.randn(5, 3, 3), torch.tensor([5, 0, 3])
     how = {"dynamo": dynamo, "input_names": ["x", "lengths"]}
-    torch.onnx.export(model, (x,), file, kwargs={"lengths": lengths}, **how)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.onnx.export(model, (x,), file, kwargs={"lengths": lengths}, **how)
+    assert not any(issubclass(w.category, torch.jit.TracerWarning) for w in caught)
     with torch.no_grad():
         expected = leaves(model(x, lengths=lengths))
     torch.testing.assert_close(run(file, (x, lengths)), expected)
