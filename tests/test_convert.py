@@ -243,7 +243,7 @@ def test_compiled_model(how: str) -> None:
     scans: list[torch.fx.Node] = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        scans.extend(n for n in graph.graph.nodes if n.target is torch.ops.fused_rnn.scan)
+        scans.extend(n for n in graph.graph.nodes if n.target is torch.ops.fused_rnn.layer_forward)
         return graph.forward
 
     if how == "torch.compile":

@@ -61,7 +61,14 @@ CORE = {
         ALL, _LATE
     ),
     f"{_CUDA}/test_both_directions.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
-    "graph/test_compile.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "graph/test_node.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "graph/test_node.py::test_opcheck_of_marks": Rule(EACH_VALUE, _OPCHECK),
+    "graph/test_cpp.py::test_inductor_with_a_wrapper_of_cpp": Rule(
+        EACH_VALUE, "a minute to compile"
+    ),
+    "graph/test_cpp.py::test_a_package_runs_in_python": Rule(NONE, "minutes to compile"),
+    "graph/test_cpp.py::test_a_package_runs_without_python": Rule(NONE, "minutes to compile"),
+    "graph/test_earlier.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
     "backends/native/test_ops.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
     "backends/native/test_ops.py::test_opcheck_of_strided_operands": Rule(EACH_VALUE, _OPCHECK),
     "backends/native/test_ops.py::test_opcheck_of_half_types": Rule(EACH_VALUE, _OPCHECK),

@@ -6,21 +6,27 @@ recast, traced or intercepted, only code made of torch's own operators does the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch._C import _is_any_autocast_enabled, _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import CInterpreter, TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = [
+    "COUNTING",
     "ONLY_REFERENCE",
     "TORCH_FUNC",
     "active",
     "constant_in_graphs",
     "exporting",
     "jit_traces",
+    "onnx_exports",
+    "untraced",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -30,6 +36,7 @@ FORWARD_AD = "forward-mode AD"
 AUTOCAST = "autocast"
 TORCH_FUNC = "a torch.func transform"
 TRACING = "torch.jit.trace"
+COUNTING = "a FlopCounterMode"
 
 # torch's own recurrent operators have no rule for these, not all of them and not for every dtype.
 ONLY_REFERENCE = frozenset({VMAP, FORWARD_AD})
@@ -60,6 +67,23 @@ def jit_traces() -> bool:
     return _is_tracing()
 
 
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Have torch.jit.trace, which may be at work, look away: sizes are numbers again."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+@constant_in_graphs
+def onnx_exports() -> bool:
+    """Return whether torch.onnx.export is at work, by either of its ways."""
+    return (exporting() or jit_traces()) and torch.onnx.is_in_onnx_export()
+
+
 @constant_in_graphs
 def active() -> str | None:
     """Return the name of what is active, or None; on the path of every call, so one C call each."""
@@ -73,10 +97,16 @@ def active() -> str | None:
     if _is_any_autocast_enabled():
         return AUTOCAST
     if _len_torch_dispatch_stack():
-        return "a TorchDispatchMode"
+        return COUNTING if _is_only_counted() else "a TorchDispatchMode"
     if _is_tracing():
         return TRACING
     return None
+
+
+def _is_only_counted() -> bool:
+    """Return whether no mode is active but counters of operations, which take any op as it is."""
+    counter = getattr(sys.modules.get("torch.utils.flop_counter"), "_FlopCounterMode", None)
+    return all(type(mode) is counter for mode in _get_current_dispatch_mode_stack())
 
 
 def _functorch(stack: list[CInterpreter]) -> str:

@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import TORCH, Problem, asked_for, reference, select, transforms
+from fused_rnn.backends import TORCH, Problem, asked_for, native, reference, select, transforms
+from fused_rnn.graph import earlier  # noqa: F401 (registers ops)
 from fused_rnn.graph.collectors import Nodes
-from fused_rnn.graph.node import WHEN_RUN
+from fused_rnn.graph.flops import tell_counter
 from fused_rnn.graph.onnx import onnx_stack
+from fused_rnn.graph.running import WHEN_RUN
 from fused_rnn.scans.checks import Row, Stack
 from fused_rnn.scans.stack import run_stack
 
 __all__ = ["choose_in_graph", "run_stack_in_graph", "torch_is_asked_for"]
+
+tell_counter()  # of all ops, which are registered by now
 
 
 def run_stack_in_graph(
@@ -37,7 +41,7 @@ def run_stack_in_graph(
         others: batch_sizes (None), n, dropout and training
         recompute: whether the nodes save nothing for a backward, which makes it anew
     """
-    if transforms.exporting() and torch.onnx.is_in_onnx_export():
+    if transforms.onnx_exports():
         if not stack.proj_size:
             return onnx_stack(stack, x, h0, c0, rows, *others[1:])
         backends = [reference] * stack.layers  # ONNX has no projections, but has matrix products
@@ -89,7 +93,10 @@ def _choose(
     # A graph is for many lengths and batches, so that neither can have a say.
     transform = transforms.active()
     if transforms.exporting() and transform not in transforms.ONLY_REFERENCE:
-        return None if asked_for() == TORCH else WHEN_RUN
+        name = asked_for()
+        if name != native.name or training or ragged:
+            return None if name == TORCH else WHEN_RUN
+        transform = None  # the tracer's own mode
     backend = select(
         Problem(cell, device, dtype, 1, 1, i, h, p, ragged, training, transform, every_state)
     )[0]

@@ -1,18 +1,21 @@
-"""Layers as ONNX has them: what ``torch.onnx.export(..., dynamo=True)`` finds for ours.
+"""Layers as ONNX has them: what ``torch.onnx.export`` finds for ours.
 
 ONNX knows LSTM, GRU and RNN, a node for both directions of a layer, over sequences of any length.
 Its gates stand in another order than torch's, and its outputs have the directions apart. See
 https://onnx.ai/onnx/operators/ for the equations; the GRU is the one that resets after the product.
+With ``dynamo=False`` torch writes its own layers; what they have not is written here for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
+from fused_rnn.backends import transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.scans.checks import Row, Stack
 
@@ -36,22 +39,32 @@ def onnx_stack(
     n: int,
     dropout: float,
     training: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Do as :func:`fused_rnn.scans.stack.run_stack`, for dense data without projections."""
+    """Do as :func:`fused_rnn.scans.stack.run_stack`, for dense data without projections.
+
+    Args:
+        lengths: (N,), of padded sequences; None where all have all steps
+    """
     d, h_n, c_n = stack.directions, [], []
     for layer in range(stack.layers):
         if layer and dropout and training:
             x = drop(x, dropout, True)
         of_layer = slice(layer * d, (layer + 1) * d)
         states = [state if state is None else state[of_layer] for state in (h0, c0)]
-        x, *finals = _layer(stack, x, n, rows[of_layer], states)
+        x, *finals = _layer(stack, x, n, rows[of_layer], states, lengths)
         h_n.append(finals[0])
         c_n += finals[1:]
     return x, torch.cat(h_n), torch.cat(c_n) if c_n else None
 
 
 def _layer(
-    stack: Stack, x: Tensor, n: int, rows: Sequence[Row], states: list[Tensor | None]
+    stack: Stack,
+    x: Tensor,
+    n: int,
+    rows: Sequence[Row],
+    states: list[Tensor | None],
+    lengths: Tensor | None,
 ) -> list[Tensor]:
     """Return y (T, N, D*H), h_n and c_n (D, N, H), the last for an LSTM only."""
     steps, h, d = x.shape[0], stack.hidden_size, stack.directions
@@ -63,14 +76,50 @@ def _layer(
         "linear_before_reset": 1 if operator == "GRU" else None,
         "activations": ["Relu"] * d if stack.cell == "rnn_relu" else None,
     }
-    y, *finals_n = torch.onnx.ops.symbolic_multi_out(
-        operator,
-        (x, *_weights(rows, order), None, *states[:finals]),
-        {name: value for name, value in attributes.items() if value is not None},
-        dtypes=(x.dtype,) * (1 + finals),
-        shapes=((steps, d, n, h), *((d, n, h),) * finals),
-    )
+    sequence_lens = None if lengths is None else lengths.to(torch.int32)
+    operands = x, *_weights(rows, order), sequence_lens, *states[:finals]
+    attributes = {name: value for name, value in attributes.items() if value is not None}
+    shapes = (steps, d, n, h), *((d, n, h),) * finals
+    if transforms.exporting():
+        y, *finals_n = torch.onnx.ops.symbolic_multi_out(
+            operator, operands, attributes, dtypes=(x.dtype,) * len(shapes), shapes=shapes
+        )
+    else:
+        y, *finals_n = _Traced.apply(operator, attributes, h, d, finals, *operands)
+    if lengths is not None:
+        # Of a sequence without a step onnxruntime makes zeros.
+        empty = (lengths == 0).unsqueeze(1)
+        finals_n = [
+            final if given is None else torch.where(empty, given, final)
+            for final, given in zip(finals_n, states, strict=False)
+        ]
     return [y.transpose(1, 2).reshape(steps, n, d * h), *finals_n]
+
+
+class _Traced(torch.autograd.Function):
+    """An operator of ONNX in a trace of torch.jit: what torch.onnx.ops is for torch.export."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, operator: str, attributes: Any, h: int, d: int, finals: int, x: Tensor, *_: Any
+    ) -> tuple[Tensor, ...]:
+        steps, n, _ = x.shape
+        return x.new_zeros(steps, d, n, h), *(x.new_zeros(d, n, h) for _ in range(finals))
+
+    @staticmethod
+    def symbolic(
+        g: Any, operator: str, attributes: Any, h: int, d: int, finals: int, *operands: Any
+    ) -> Any:
+        kinds = {int: "i", str: "s", list: "s"}
+        named = {f"{name}_{kinds[type(value)]}": value for name, value in attributes.items()}
+        given = [_nothing(g) if t is None else t for t in operands]
+        return g.op(operator, *given, **named, outputs=1 + finals)
+
+
+def _nothing(g: Any) -> Any:
+    nothing = g.op("prim::Constant")
+    nothing.setType(torch._C.OptionalType.ofTensor())
+    return nothing
 
 
 def _weights(rows: Sequence[Row], order: Sequence[int]) -> list[Tensor | None]:

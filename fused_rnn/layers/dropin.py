@@ -140,14 +140,17 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        *,
+        # By name, as the overloads have it; but torch.onnx.export(dynamo=False) gives all defaults
+        # by place, and a trace makes a tensor of False.
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-        return_states: bool = False,
+        return_states: bool | None = None,
     ) -> tuple[Any, ...]:
         """Run the layers over a sequence, or a batch of them."""
         if hx is None and self.learn_initial_state:
             hx = self._learned(input)
+        if return_states is None:
+            return_states = False
         asked = return_states is not False or self.recompute is not False
         if lengths is not None or resets is not None or asked:
             return self._forward_with_options(input, hx, lengths, resets, return_states)
@@ -228,19 +231,39 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
     ) -> tuple[Tensor, Tensor, Tensor | None] | str:
         """Run the layers, or return the reason why these operands are torch.nn's business."""
         rows = self._weights()
-        reason = foreign(x, h0, c0, rows)
-        if reason is not None:
-            return reason
         stack = self._sizes()
-        n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
         any_dtype = transforms.active() == transforms.AUTOCAST
-        reason = misfit(stack, x, h0, c0, n, rows[0][0], any_dtype)
+        if run is not run_stack and transforms.jit_traces() and transforms.onnx_exports():
+            # What torch.nn has not cannot be left to it, and is written to ONNX from a trace too.
+            with transforms.untraced():
+                reason = self._misfit(stack, x, h0, c0, x.shape[1], rows, any_dtype)
+            n = x.shape[1]
+        else:
+            reason = foreign(x, h0, c0, rows)
+            if reason is not None:
+                return reason
+            n = x.shape[1] if batch_sizes is None else check_batch_sizes(x, batch_sizes)[0]
+            reason = self._misfit(stack, x, h0, c0, n, rows, any_dtype)
         if reason is not None:
             return reason
-        check_weights(stack, rows, any_dtype, self._all_weights)
         if any_dtype:
             run = partial(recast, run)
         return run(stack, x, h0, c0, rows, batch_sizes, n, self.dropout, self.training)
+
+    def _misfit(
+        self,
+        stack: Stack,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        n: int,
+        rows: list[list[Any]],
+        any_dtype: bool,
+    ) -> str | None:
+        reason = misfit(stack, x, h0, c0, n, rows[0][0], any_dtype)
+        if reason is None:
+            check_weights(stack, rows, any_dtype, self._all_weights)
+        return reason
 
     def _sizes(self) -> Stack:
         return Stack(

@@ -18,7 +18,8 @@ from fused_rnn.backends import transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.graph.collectors import Collector, Nodes
 from fused_rnn.graph.compiled import choose_in_graph, run_stack_in_graph, torch_is_asked_for
-from fused_rnn.graph.node import WHEN_RUN
+from fused_rnn.graph.onnx import onnx_stack
+from fused_rnn.graph.running import WHEN_RUN
 from fused_rnn.scans import autograd
 from fused_rnn.scans.checks import Row, Stack
 from fused_rnn.scans.marks import mark
@@ -94,6 +95,8 @@ class Options:
         if h0 is None and initial[0] is not None:
             h0, c0 = (s if s is None else s.expand(-1, n, -1).contiguous() for s in initial)
         operands = stack, x, h0, c0, rows, batch_sizes, n
+        if transforms.onnx_exports() and (self._cuts or self._every_state):
+            return self._in_onnx(*operands, dropout, training)
         if torch.compiler.is_compiling():
             return self._in_graph(*operands, dropout, training)
         if not self._cuts:
@@ -168,6 +171,35 @@ class Options:
                 )
         h, c = (s if s is None else s.to(x.dtype) for s in self._initial)
         return h, c
+
+    def _in_onnx(
+        self,
+        stack: Stack,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        rows: Sequence[Row],
+        batch_sizes: Tensor | None,
+        *others: Any,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run layers as nodes of ONNX, which have lengths and nothing else."""
+        if (
+            self._lengths is None
+            or self._resets is not None
+            or self._every_state
+            or stack.proj_size
+        ):
+            raise RuntimeError(
+                "ONNX has lengths, but no resets, no states of every step, and no lengths with a "
+                "projection"
+            )
+        if transforms.jit_traces():
+            with transforms.untraced():
+                self.cuts(x)
+            lengths: Tensor | None = self._lengths.view(-1)
+        else:
+            lengths, _ = self.cuts(x)
+        return onnx_stack(stack, x, h0, c0, rows, *others, lengths=lengths)
 
     def _in_graph(self, *operands: Any) -> tuple[Tensor, Tensor, Tensor | None] | str:
         """Run layers in a graph, where nothing can be packed: how many rows is not known there."""

@@ -118,7 +118,7 @@ def step(
 
 
 # What may be active around the nodes below, which have no rule for anything else.
-_BY_HAND = (None, transforms.AUTOCAST)
+_BY_HAND = (None, transforms.AUTOCAST, transforms.COUNTING)
 
 
 def _by_hand() -> bool:

@@ -208,8 +208,10 @@ class _Rows:
 
 
 def _padded(t: Tensor, room: Tensor) -> Tensor:
-    # A graph knows the sizes that there are without marks, and no others.
-    room.view(-1)[: t.numel()] = t.reshape(-1)
+    # A graph knows the sizes that there are without marks, and no others. Nobody reads the rest,
+    # but two runs of an op shall give the same.
+    flat, count = room.view(-1), t.numel()
+    flat[:count], flat[count:] = t.reshape(-1), 0
     return room
 
 

@@ -5,13 +5,11 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, stack_module_state, vmap
-from torch.library import opcheck
 from torch.nn.utils import parametrizations
 
 import fused_rnn
-from fused_rnn.backends import Inputs, reference
 from fused_rnn.cells import CELLS as EQUATIONS
-from tests.operands import SMALL, SMALL_RAGGED, Shape, make_inputs, needing, present
+from tests.operands import SMALL, SMALL_RAGGED, Shape, make_inputs
 from tests.twins import (
     CELLS,
     CONFIGURATIONS,
@@ -24,7 +22,7 @@ from tests.twins import (
     states,
 )
 
-SCAN = torch.ops.fused_rnn.scan
+NODE = torch.ops.fused_rnn.layer_forward
 # Each way to set up a layer, once: which cell it is makes no difference to a graph.
 SET_UP = {
     name: (layers[k % len(layers)], options)
@@ -66,7 +64,7 @@ class Counting:
         return self.compile(graph, inputs)
 
     def scans(self):
-        return [n for n in self.graphs[-1].graph.nodes if n.target in (SCAN, SCAN.default)]
+        return [n for n in self.graphs[-1].graph.nodes if n.target in (NODE, NODE.default)]
 
 
 def both_ways(model, *args):
@@ -221,52 +219,6 @@ def test_an_ensemble_by_vmap_in_a_graph(layer):
     x = torch.randn(3, 2, 3)
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(weights, x), run(weights, x))
-
-
-def op_arguments(variant, shape, name="native", device="cpu"):
-    inputs, _ = make_inputs(variant, shape, torch.float32, device)
-    return name, variant[0], *inputs, None, None, None, False, False
-
-
-@pytest.mark.parametrize("shape", [SMALL, Shape(3, 0, 3, 4, bias=False)])
-def test_opcheck(variant, shape, device):
-    name, cell, *inputs = op_arguments(variant, shape, device=device)
-    inputs, others = needing(Inputs(*inputs[:8])), inputs[8:]
-    args = name, cell, *inputs, *others
-    for training in (True, False):
-        opcheck(SCAN.default, (*args, training))
-    with torch.no_grad():
-        y, _, c_n, _, saved = SCAN(*args, True)
-        c_n = c_n if EQUATIONS[cell].has_cell_state else None
-        needs = [*(t is not None for t in inputs), False, False]
-        for kept in (saved, []):
-            given = (y, kept, torch.ones_like(y), None, c_n, None, needs)
-            opcheck(torch.ops.fused_rnn.scan_backward.default, (*args, *given))
-
-
-def test_gradients_of_a_node_that_saved_nothing(variant, device):
-    found = []
-    name, cell, *inputs = op_arguments(variant, SMALL, device=device)
-    for name, training in (("native", True), ("native", False), ("reference", True), ("", False)):
-        operands = needing(Inputs(*inputs[:8]))
-        y, h_n, *_ = SCAN(name, cell, *operands, *inputs[8:], training)
-        found.append(torch.autograd.grad((y.pow(2).sum(), h_n.sum()), present(operands)))
-    for others in found[1:]:
-        torch.testing.assert_close(others, found[0])
-
-
-def test_gradients_of_a_node_have_gradients(variant):
-    name, cell, *inputs = op_arguments(variant, SMALL)
-    penalties = []
-    for backend in (name, "reference"):
-        operands = needing(Inputs(*inputs[:8]))
-        if backend == name:
-            y, *_ = SCAN(backend, cell, *operands, *inputs[8:], True)
-        else:
-            y, *_ = reference.forward(cell, operands, None, False, True)
-        (dx,) = torch.autograd.grad(y.pow(2).sum(), operands.x, create_graph=True)
-        penalties.append(torch.autograd.grad(dx.pow(2).sum(), operands.w_hh)[0])
-    torch.testing.assert_close(*penalties)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

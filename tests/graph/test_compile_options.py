@@ -208,13 +208,6 @@ def test_what_is_wrong_already_when_the_graph_is_made(given, message):
         export(module, (torch.randn(T, N, 3),), given)
 
 
-def test_onnx_has_no_such_layers():
-    pytest.importorskip("onnxscript")
-    model = Model("GRU", ASKED["lengths"])
-    with pytest.raises(Exception, match=r"No ONNX function found for .*fused_rnn\.scan"):
-        torch.onnx.export(model, (torch.randn(T, N, 3),), dynamo=True, verbose=False)
-
-
 def test_torch_that_is_asked_for_knows_no_options():
     model = Model("GRU", ASKED["all"])
     with fused_rnn.use_backend("torch"), pytest.raises(Exception, match=r"torch\.nn was asked for"):

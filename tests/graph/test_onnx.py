@@ -1,6 +1,7 @@
 """torch.onnx.export over the layers: standard nodes, and what onnxruntime makes of them."""
 
 import importlib.util
+import warnings
 
 import onnx
 import onnxruntime
@@ -10,7 +11,7 @@ from torch import nn
 from torch.export import Dim
 
 import fused_rnn
-from tests.twins import CELLS, example, leaves, states
+from tests.twins import CELLS, LAYERS, example, leaves, states
 
 # The exporter that traces by torch.export, which torch takes by default, writes with onnxscript.
 EXPORTERS = [
@@ -113,3 +114,99 @@ def test_a_projection_is_written_step_by_step(dynamo, tmp_path):
     torch.onnx.export(model, (x,), file, dynamo=dynamo, verbose=False, input_names=["x"])
     with torch.no_grad():
         torch.testing.assert_close(run(file, (x,)), leaves(model(x)))
+
+
+@pytest.mark.parametrize("dynamo", EXPORTERS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_that_is_the_model(layer, dynamo, tmp_path):
+    model, x = getattr(fused_rnn, layer)(3, 4).eval(), example(layer)
+    file = str(tmp_path / "m.onnx")
+    torch.onnx.export(model, (x,), file, dynamo=dynamo, input_names=["x"])
+    with torch.no_grad():
+        torch.testing.assert_close(run(file, (x,)), leaves(model(x)))
+    hx = states(model, 2)
+    args, names = (x, *leaves(hx)), ["x", "h0", "c0"][: 3 if layer == "LSTM" else 2]
+    torch.onnx.export(model, (x, hx), file, dynamo=dynamo, input_names=names)
+    with torch.no_grad():
+        torch.testing.assert_close(run(file, args), leaves(model(x, hx)))
+
+
+class WithLengths(Model):
+    """A layer over padded sequences, with a state or without."""
+
+    def forward(self, x, lengths, *hx):
+        state = (hx if len(hx) == 2 else hx[0]) if hx else None
+        return tuple(leaves(self.rnn(torch.tanh(self.before(x)), state, lengths=lengths)))
+
+
+@pytest.mark.parametrize("dynamo", EXPORTERS)
+@pytest.mark.parametrize("state", ["zeros", "given", "learned"])
+@pytest.mark.parametrize(("layer", "options", "expected"), STACKS)
+def test_lengths_are_the_nodes_own(layer, options, expected, state, dynamo, tmp_path):
+    model = WithLengths(layer, learn_initial_state=state == "learned", **options).eval()
+    for initial in model.rnn._initial():
+        if initial is not None:
+            nn.init.uniform_(initial)
+
+    def inputs(steps, lengths):
+        x, *hx = arguments(model, steps, len(lengths), state == "given")
+        return x, torch.tensor(lengths), *hx
+
+    args, file = inputs(5, [5, 2, 3]), str(tmp_path / "model.onnx")
+    names = ["x", "lengths", "h0", "c0"][: len(args)]
+    batch = 0 if model.rnn.batch_first else 1
+    axes = [{batch: "n", 1 - batch: "steps"}, {0: "n"}, {1: "n"}, {1: "n"}][: len(args)]
+    if dynamo:
+        sizes = [dict.fromkeys(of, Dim.AUTO) for of in axes]
+        sizes = *sizes[:2], tuple(sizes[2:])
+        how = {"dynamic_shapes": sizes if state == "given" else sizes[:2], "verbose": False}
+    else:
+        how = {"dynamic_axes": dict(zip(names, axes, strict=True))}
+    torch.onnx.export(model, args, file, input_names=names, dynamo=dynamo, **how)
+    program = onnx.load(file)
+    onnx.checker.check_model(program)
+    nodes = [node for node in program.graph.node if node.op_type in ("LSTM", "GRU", "RNN", "Loop")]
+    assert [node.op_type for node in nodes] == expected
+    assert all(node.input[4] for node in nodes)
+    with torch.no_grad():
+        # Those of no step too, by themselves and among others.
+        for steps, lengths in ((5, [5, 2, 3]), (7, [0, 7, 1, 4]), (3, [0, 0])):
+            args = inputs(steps, lengths)
+            torch.testing.assert_close(run(file, args), list(model(*args)))
+
+
+@pytest.mark.parametrize("dynamo", EXPORTERS)
+def test_lengths_of_a_layer_that_is_the_model(dynamo, tmp_path):
+    model, file = fused_rnn.GRU(3, 4).eval(), str(tmp_path / "m.onnx")
+    x, lengths = torch.randn(5, 3, 3), torch.tensor([5, 0, 3])
+    how = {"dynamo": dynamo, "input_names": ["x", "lengths"]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.onnx.export(model, (x,), file, kwargs={"lengths": lengths}, **how)
+    assert not any(issubclass(w.category, torch.jit.TracerWarning) for w in caught)
+    with torch.no_grad():
+        expected = leaves(model(x, lengths=lengths))
+    torch.testing.assert_close(run(file, (x, lengths)), expected)
+
+
+@pytest.mark.parametrize("dynamo", EXPORTERS)
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, {"resets": torch.zeros(5, 3, dtype=torch.bool)}),
+        ({}, {"return_states": True}),
+        ({"proj_size": 2}, {"lengths": torch.tensor([5, 0, 3])}),
+    ],
+    ids=["resets", "states", "projection"],
+)
+def test_what_onnx_has_not(options, asked, dynamo, tmp_path):
+    class Asking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = fused_rnn.LSTM(3, 4, **options)
+
+        def forward(self, x):
+            return self.rnn(x, **asked)
+
+    with pytest.raises(Exception, match="ONNX has lengths, but no resets"):
+        torch.onnx.export(Asking(), (torch.randn(5, 3, 3),), tmp_path / "m.onnx", dynamo=dynamo)

@@ -7,14 +7,14 @@ from .mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-node-saves-in-inference",
-        "fused_rnn/graph/node.py",
-        "list(saved) if training else []",
-        "[]",
-        ("tests/graph/test_compile.py", "tests/scans/test_marks.py"),
+        "fused_rnn/graph/running.py",
+        "fixed(saved if training else (), inputs.x)",
+        "fixed((), inputs.x)",
+        ("tests/graph/test_node.py", "tests/scans/test_marks.py"),
     ),
     Mutant(
         "py-node-autocast-inside",
-        "fused_rnn/graph/node.py",
+        "fused_rnn/graph/running.py",
         "return torch.autocast(x.device.type, enabled=False) if on else nullcontext()",
         "return nullcontext()",
         ("tests/scans/test_autocast.py", "tests/graph/test_compile.py"),
@@ -24,7 +24,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/graph/node.py",
         "if torch.is_grad_enabled() or transforms.active() in _DIFFERENTIATED:",
         "if transforms.active() in _DIFFERENTIATED:",
-        ("tests/graph/test_compile.py", "tests/scans/test_marks.py"),
+        ("tests/graph/test_node.py", "tests/scans/test_marks.py"),
     ),
     Mutant(
         "py-node-needs-of-marks",
@@ -42,7 +42,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "py-node-backend-when-run-asks-for-c",
-        "fused_rnn/graph/node.py",
+        "fused_rnn/graph/running.py",
         "ragged, training, None, self.every_c)",
         "ragged, training, None, False)",
         ("tests/backends/test_backends.py",),
@@ -98,7 +98,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "py-node-recomputes-forwards",
-        "fused_rnn/graph/node.py",
+        "fused_rnn/graph/running.py",
         "saved = list(backend.forward(cell, inputs, None, reverse, True)[3])",
         "saved = backend.forward(cell, inputs, None, False, True)[3]",
         ("tests/scans/test_marks.py", "tests/graph/test_compile.py"),
@@ -106,8 +106,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-node-gradients-in-place-of-marks",
         "fused_rnn/graph/node.py",
-        "return None, None, *gradients[:8], None, *gradients[8:], None, None, None",
-        "return None, None, *gradients, None, None, None, None",
+        "return None, None, *found[:8], None, *found[8:], None, None, None",
+        "return None, None, *found, None, None, None, None",
         ("tests/scans/test_marks.py", "tests/graph/test_compile_options.py"),
     ),
     Mutant(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_rnn.backends import transforms
 from fused_rnn.backends.base import Inputs, Problem
 from fused_rnn.backends.native import fakes, marked, persistent
 from fused_rnn.backends.native.errors import raise_out_of_memory
@@ -94,7 +95,7 @@ def supports(problem: Problem) -> str | None:
         return f"no kernel for device type {problem.device.type!r}"
     if problem.dtype not in _DTYPES:
         return f"no kernel for {problem.dtype}"
-    if problem.transform is not None:
+    if problem.transform not in (None, transforms.COUNTING):
         return f"{problem.transform} needs torch's own operators"
     return _refused_gpu(problem.device) if problem.device.type == "cuda" else None
 
