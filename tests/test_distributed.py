@@ -119,8 +119,8 @@ def test_the_example_runs_and_says_how_the_error_falls(options):
             text=True,
             timeout=300,
         )
-        # On busy cores a thread of gloo's may still hold a tensor as Python ends, wait for Python to
-        # let it go, and be ended by it, which aborts the process: torch's own, after all is done.
+        # On busy cores a thread of gloo's may still hold a tensor as Python ends, wait for Python
+        # to let it go, and be ended by it, which aborts the process. It does with torch.nn too.
         if "terminate called without an active exception" not in done.stderr:
             break
     assert done.returncode == 0, done.stderr

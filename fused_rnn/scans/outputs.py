@@ -33,7 +33,7 @@ def watch(y: Tensor) -> Watch:
     which is not to be held longer than what is saved, nor where hooks have put that elsewhere.
     """
     counter = y.detach()
-    counter.data = _NOTHING
+    counter.data = _NOTHING if y.is_cpu else y.new_empty(0)
     return counter, y._version
 
 

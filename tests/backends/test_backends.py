@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fused_rnn
@@ -125,7 +126,11 @@ def test_transforms_have_names():
     torch.func.jacfwd(lambda t: (look("jacfwd"), t)[1])(x)
     torch.jit.trace(lambda t: (look("trace"), t + 1)[1], (x,), check_trace=False)
     with FlopCounterMode(display=False):
+        look("counted")
+    with TorchDispatchMode():
         look("mode")
+    with TorchDispatchMode(), FlopCounterMode(display=False):
+        look("two modes")
     assert seen == {
         "nothing": None,
         "autocast": "autocast",
@@ -136,7 +141,9 @@ def test_transforms_have_names():
         "per sample": "vmap",
         "jacfwd": "vmap",
         "trace": "torch.jit.trace",
+        "counted": "a FlopCounterMode",
         "mode": "a TorchDispatchMode",
+        "two modes": "a TorchDispatchMode",
     }
 
 

@@ -171,7 +171,8 @@ def test_flops_are_counted_as_torchs(name):
             model.double()(example(name).double())
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
-    assert {r.backend for r in ran} == {"native"}
+    # One step of a plain RNN is torch's own.
+    assert {r.backend for r in ran} == {"torch" if name == "RNNCell" else "native"}
 
 
 @pytest.mark.parametrize("name", MODULES)
