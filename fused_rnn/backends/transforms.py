@@ -71,11 +71,11 @@ def jit_traces() -> bool:
 def untraced() -> Iterator[None]:
     """Have torch.jit.trace, which may be at work, look away: sizes are numbers again."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 @constant_in_graphs

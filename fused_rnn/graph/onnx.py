@@ -103,7 +103,7 @@ class _Traced(torch.autograd.Function):
     def forward(
         ctx: Any, operator: str, attributes: Any, h: int, d: int, finals: int, x: Tensor, *_: Any
     ) -> tuple[Tensor, ...]:
-        steps, n, _ = x.shape
+        steps, n = x.shape[:2]
         return x.new_zeros(steps, d, n, h), *(x.new_zeros(d, n, h) for _ in range(finals))
 
     @staticmethod

@@ -180,7 +180,9 @@ class Options:
         c0: Tensor | None,
         rows: Sequence[Row],
         batch_sizes: Tensor | None,
-        *others: Any,
+        n: int,
+        dropout: float,
+        training: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run layers as nodes of ONNX, which have lengths and nothing else."""
         if (
@@ -199,7 +201,7 @@ class Options:
             lengths: Tensor | None = self._lengths.view(-1)
         else:
             lengths, _ = self.cuts(x)
-        return onnx_stack(stack, x, h0, c0, rows, *others, lengths=lengths)
+        return onnx_stack(stack, x, h0, c0, rows, n, dropout, training, lengths)
 
     def _in_graph(self, *operands: Any) -> tuple[Tensor, Tensor, Tensor | None] | str:
         """Run layers in a graph, where nothing can be packed: how many rows is not known there."""

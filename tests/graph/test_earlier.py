@@ -61,6 +61,7 @@ def test_opcheck(variant, name):
         opcheck(SCAN, (*args, training))
     with torch.no_grad():
         y, _, _, _, saved = SCAN(*args, bool(name))
+        assert bool(saved) == bool(name)
         needs = [*(t is not None for t in inputs), False, False]
         for kept in (saved, []):
             given = y, kept, torch.ones_like(y), None, None, None, needs

@@ -50,8 +50,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-transforms-dispatch-mode",
         "fused_rnn/backends/transforms.py",
-        '    if _len_torch_dispatch_stack():\n        return "a TorchDispatchMode"\n',
-        "",
+        '        return COUNTING if _is_only_counted() else "a TorchDispatchMode"\n',
+        "        return COUNTING\n",
         (
             "tests/test_composition.py",
             "tests/backends/test_transforms.py",

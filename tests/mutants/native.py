@@ -15,7 +15,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-native-takes-transforms",
         "fused_rnn/backends/native/__init__.py",
-        "    if problem.transform is not None:\n",
+        "    if problem.transform not in (None, transforms.COUNTING):\n",
         '    if problem.transform == "vmap":\n',
         (
             "tests/backends/test_transforms.py",
