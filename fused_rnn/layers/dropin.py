@@ -7,6 +7,7 @@ wrong with it, or has its own ways with it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial, wraps
 from inspect import signature
@@ -24,6 +25,7 @@ from fused_rnn.backends import torch_ran, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.graph.compiled import run_stack_in_graph
 from fused_rnn.layers.beyond import Beyond, PackedStates, State
+from fused_rnn.layers.proxy import Proxied
 from fused_rnn.scans.autocast import recast
 from fused_rnn.scans.checks import (
     Stack,
@@ -84,6 +86,16 @@ class _DropIn(nn.Module):
     def _check_for_torch(self, input: Any, hx: Any) -> None:
         """Check what torch.nn's own forward, which comes next, should and does not."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "qconfig" and self._torch is not nn.RNN:  # of which there is no quantized one
+            warnings.warn(
+                f"torch.ao.quantization goes by exact types and leaves a fused_rnn."
+                f"{self._torch.__name__} in floating point; to have it quantized, call "
+                "fused_rnn.revert(model) first",
+                stacklevel=2,
+            )
+        super().__setattr__(name, value)
+
     def __prepare_scriptable__(self) -> nn.Module:
         """Return what torch.jit.script compiles for us: the torch.nn module of the same state."""
         if "_torch" not in vars(type(self)):  # a user's subclass, whose forward may be another
@@ -93,12 +105,8 @@ class _DropIn(nn.Module):
         return twin
 
 
-class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
-    """What LSTM, GRU and RNN have in common.
-
-    They descend from :class:`torch.nn.RNNBase` and not from :class:`torch.nn.LSTM` and its sisters,
-    since TorchDynamo refuses every instance of those.
-    """
+class Layers(Beyond[State, PackedStates], _DropIn, Proxied, nn.RNNBase):
+    """What LSTM, GRU and RNN have in common."""
 
     _torch: ClassVar[type[nn.RNNBase]]
 
