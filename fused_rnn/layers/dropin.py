@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial, wraps
 from inspect import signature
-from operator import is_
+from itertools import chain
 from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, cast, overload
 
@@ -298,27 +298,34 @@ class Layers(Beyond[State, PackedStates], _DropIn, Proxied, nn.RNNBase):
 
         Each is read once: reading a parametrized weight computes it.
         """
-        parameters = self._parameters
-        weights = []
-        for name in self._flat_weights_names:
-            # nn.Module.__getattr__ would look here too, and take a microsecond for it.
-            weight = parameters.get(name)
-            weights.append(getattr(self, name, None) if weight is None else weight)
-        # To a graph they are what has been traced.
-        if not torch.compiler.is_compiling() and not all(map(is_, weights, self._flat_weights)):
-            weights = self._replaced(weights)
-        width = len(self._all_weights[0])
-        return [weights[k : k + width] for k in range(0, len(weights), width)]
+        parameters, rows = self._parameters, []
+        # To a graph the attributes are what has been traced.
+        kept = None if torch.compiler.is_compiling() else self._flat_weights
+        k, as_kept = 0, True
+        for names in self._all_weights:
+            row = []
+            for name in names:
+                # nn.Module.__getattr__ would look here too, and take a microsecond for it.
+                weight = parameters.get(name)
+                if kept is not None and weight is not kept[k]:
+                    as_kept = False
+                k += 1
+                row.append(getattr(self, name, None) if weight is None else weight)
+            rows.append(row)
+        return rows if as_kept else self._replaced(rows)
 
-    def _replaced(self, weights: list[Any]) -> list[Any]:
+    def _replaced(self, rows: list[list[Any]]) -> list[list[Any]]:
         """Return the weights that torch.nn would take, which keeps a list of them.
 
         This is how a weight comes in that stands in the list alone. The list holds for as long as
         every attribute is what it was when the list was made.
         """
-        pairs = zip(self._flat_weight_refs, weights, strict=True)
-        same = all(r is None or w is None or r() is w for r, w in pairs)
-        return list(self._flat_weights) if same else weights
+        refs, kept = iter(self._flat_weight_refs), iter(self._flat_weights)
+        for weight in chain.from_iterable(rows):
+            ref = next(refs)
+            if weight is not None and ref is not None and ref() is not weight:
+                return rows
+        return [[next(kept) for _ in row] for row in rows]
 
 
 def constructor(
