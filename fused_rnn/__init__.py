@@ -7,7 +7,7 @@ from fused_rnn import functional
 from fused_rnn.backends import available_backends, use_backend
 from fused_rnn.convert import Swap, convert, revert
 from fused_rnn.explain import Explanation, Row, explain
-from fused_rnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fused_rnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, safe_globals
 
 __all__ = [
     "GRU",
@@ -25,6 +25,7 @@ __all__ = [
     "explain",
     "functional",
     "revert",
+    "safe_globals",
     "use_backend",
 ]
 

@@ -71,8 +71,11 @@ def convert(model: Model, *, report: Report | bool | None = None) -> Model:
     object with the same Parameters, so that optimizers, hooks, tied modules, mode, device, dtype
     and state_dict are as before. Left alone are a user's own subclass, a layer whose ``forward``
     was replaced on the instance, and scripted or quantized layers. Only what ``model.modules()``
-    lists is seen. Converting twice does no harm. Tools that go by :mod:`torch.nn`'s types, such as
-    :func:`torch.ao.quantization.quantize_dynamic`, want the model reverted first.
+    lists is seen. Converting twice does no harm.
+
+    ``isinstance(layer, torch.nn.LSTM)`` holds before and after. What no report can know is who asks
+    for the exact ``type(layer)``: such tools, :func:`torch.ao.quantization.quantize_dynamic` for
+    one, want the model reverted first.
 
     Args:
         model (torch.nn.Module): the model, or itself a recurrent layer

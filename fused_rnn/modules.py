@@ -1,6 +1,7 @@
 """The modules: torch.nn's own, with another forward."""
 
 # No annotations from __future__: inspect.signature is to show types, not strings.
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,8 +10,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
 from fused_rnn.layers.dropin import Cell, Layers, constructor, like
+from fused_rnn.layers.proxy import rebuild
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "safe_globals"]
 
 
 class LSTM(Layers[tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]]):
@@ -390,3 +392,24 @@ class RNNCell(Cell, nn.RNNCell):
 
 
 _RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
+
+
+def safe_globals() -> list[Callable[..., nn.Module]]:
+    r"""Return what :func:`torch.load` has to trust to load whole layers with ``weights_only=True``.
+
+    It is for :func:`torch.serialization.add_safe_globals` and
+    :class:`torch.serialization.safe_globals`, together with the other classes of the model.
+
+    Returns:
+        the classes of the layers and cells, and the function that makes a layer anew
+
+    Examples::
+
+        >>> import io
+        >>> torch.save(fused_rnn.GRU(4, 8), file := io.BytesIO())
+        >>> _ = file.seek(0)
+        >>> with torch.serialization.safe_globals(fused_rnn.safe_globals()):
+        ...     torch.load(file, weights_only=True)
+        GRU(4, 8)
+    """
+    return [LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell, rebuild]

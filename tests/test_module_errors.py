@@ -223,6 +223,26 @@ def test_too_few_states_for_unsorted_sequences(layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("wrong", ["h", "c"])
+def test_too_many_states_for_packed_sequences(layer, wrong, enforce_sorted):
+    ours = getattr(fused_rnn, layer)(3, 4)
+    lengths = (3, 2, 1) if enforce_sorted else (1, 3, 2)
+    packed = sequences(lengths, 3, enforce_sorted=enforce_sorted)
+    hx = z(1, 5, 4)
+    if layer == "LSTM":
+        hx = (hx, z(1, 3, 4)) if wrong == "h" else (z(1, 3, 4), hx)
+    elif wrong == "c":
+        pytest.skip("it has no c")
+    # The words of torch.nn, which leaves the last ones out where it permutes them.
+    message = r"Expected hidden(\[[01]\])? size \(1, 3, 4\), got \[1, 5, 4\]"
+    with pytest.raises(RuntimeError, match=message):
+        ours(packed, hx)
+    with pytest.raises(RuntimeError, match=message):
+        ours(packed, hx, return_states=True)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize(
     "name", ["weight_ih_l0", "weight_hh_l1", "bias_hh_l0", "weight_ih_l1_reverse"]
 )

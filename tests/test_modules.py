@@ -338,12 +338,33 @@ def test_weights_in_use_are_the_present_ones(chosen, device, layer):
         vector = nn.utils.parameters_to_vector(module.parameters())
         nn.utils.vector_to_parameters(vector * 0.5, module.parameters())
 
-    for change in (scale, swap_data, assign, from_vector, replace_by_tensor):
+    def write_into_the_list(module):
+        module._flat_weights[3] = module._flat_weights[3].detach() + 1
+
+    # What was written into the list holds until a weight is replaced by its name.
+    changes = scale, write_into_the_list, swap_data, assign, from_vector, replace_by_tensor
+    for change in changes:
         before = ours(x)[0]
         change(theirs)
         change(ours)
         assert_same(theirs(x), ours(x))
         assert not torch.equal(before, ours(x)[0]), change
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_weight_in_the_list_alone(layer):
+    theirs, ours = twins(layer, 3, 4, 2, bidirectional=True)
+    x = torch.randn(5, 2, 3)
+    for module in (theirs, ours):
+        module._flat_weights[5] = torch.full_like(module.weight_hh_l0_reverse, 0.5).requires_grad_()
+        module(x)[0].sum().backward()
+        assert module.weight_hh_l0_reverse.grad is None
+    assert_same(theirs(x), ours(x))
+    torch.testing.assert_close(ours._flat_weights[5].grad, theirs._flat_weights[5].grad)
+    # What is given for a call counts more than what the list has.
+    given = {name: torch.ones_like(p) for name, p in ours.named_parameters()}
+    call = torch.func.functional_call
+    assert_same(call(theirs, given, (x,)), call(ours, given, (x,)))
 
 
 def test_strided_weights(chosen, device):

@@ -45,6 +45,7 @@ assert_type(lstm.step(x[0]), tuple[Tensor, Pair])
 assert_type(lstm.step(x[0], (h, c)), tuple[Tensor, Pair])
 assert_type(lstm.gates(x, (h, c), lengths=lengths, resets=resets), dict[str, Tensor])
 lstm.recompute = False
+torch.serialization.add_safe_globals(list(fused_rnn.safe_globals()))
 
 gru = fused_rnn.GRU(4, 6, 2, True, False, 0.1, False, torch.device("cpu"), torch.float32)
 assert_type(gru(x, h, lengths=lengths), tuple[Tensor, Tensor])

@@ -38,6 +38,7 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
 
         def _states(self, hx: Any) -> tuple[Tensor | None, Tensor | None] | None: ...
         def _weights(self) -> list[list[Any]]: ...
+        def _as_node(self, input: Any, hx: Any, **options: Any) -> Any | None: ...
         def _by_torch(self, input: Any, hx: Any, reason: str) -> Any: ...
         def _forward_dense(self, input: Any, hx: Any, run: Callable[..., Any]) -> Any: ...
         def _forward_packed(self, input: Any, hx: Any, run: Callable[..., Any]) -> Any: ...
@@ -274,7 +275,11 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
         lengths: Tensor | None,
         resets: Tensor | None,
         return_states: bool,
-    ) -> tuple[Any, ...]:
+    ) -> Any:
+        asked_for = {"lengths": lengths, "resets": resets, "return_states": return_states}
+        node = self._as_node(input, hx, **asked_for)
+        if node is not None:
+            return node
         check_bool("return_states", return_states)
         check_bool("recompute", self.recompute)
         asked = lengths is not None or resets is not None or return_states

@@ -7,21 +7,25 @@ wrong with it, or has its own ways with it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial, wraps
 from inspect import signature
+from itertools import chain
 from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.fx.proxy import TraceError
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_rnn.backends import torch_ran, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.graph.compiled import run_stack_in_graph
 from fused_rnn.layers.beyond import Beyond, PackedStates, State
+from fused_rnn.layers.proxy import Proxied
 from fused_rnn.scans.autocast import recast
 from fused_rnn.scans.checks import (
     Stack,
@@ -50,13 +54,9 @@ class _DropIn(nn.Module):
     _torch: ClassVar[type[nn.Module]]  # the class of torch.nn that this one stands in for
 
     def _by_torch(self, input: Any, hx: Any, reason: str) -> Any:
-        for argument in (input, hx, *(hx if isinstance(hx, (tuple, list)) else ())):
-            if isinstance(argument, Proxy):
-                # torch.fx does not trace into modules of torch.nn; it knows them by their address.
-                tracer: Any = argument.tracer
-                return tracer.create_proxy(
-                    "call_module", tracer.path_of_module(self), (input, hx), {}
-                )
+        node = self._as_node(input, hx)
+        if node is not None:
+            return node
         if torch.compiler.is_compiling() and not transforms.exporting():
             return outside_the_graph(self.forward, input, hx)
         self._check_for_torch(input, hx)
@@ -64,8 +64,37 @@ class _DropIn(nn.Module):
         torch_ran(reason)
         return result
 
+    def _as_node(self, input: Any, hx: Any, **options: Any) -> Any | None:
+        """Return the one node that a call is to torch.fx, or None where torch.fx does not trace.
+
+        Of torch.nn's modules it knows by their address that it is not to trace into them.
+        """
+        states = hx if isinstance(hx, (tuple, list)) else (hx,)
+        for argument in (input, *states, *options.values()):
+            if isinstance(argument, Proxy):
+                tracer: Any = argument.tracer
+                if tracer.root is self:
+                    raise TraceError(
+                        "symbolically traced variables cannot be used as inputs to control flow: "
+                        "torch.fx takes this module for one node, of a module that has it"
+                    )
+                path = tracer.path_of_module(self)
+                given = {k: v for k, v in options.items() if v is not None and v is not False}
+                return tracer.create_proxy("call_module", path, (input, hx), given)
+        return None
+
     def _check_for_torch(self, input: Any, hx: Any) -> None:
         """Check what torch.nn's own forward, which comes next, should and does not."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "qconfig" and self._torch is not nn.RNN:  # of which there is no quantized one
+            warnings.warn(
+                f"torch.ao.quantization goes by exact types and leaves a fused_rnn."
+                f"{self._torch.__name__} in floating point; to have it quantized, call "
+                "fused_rnn.revert(model) first",
+                stacklevel=2,
+            )
+        super().__setattr__(name, value)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return what torch.jit.script compiles for us: the torch.nn module of the same state."""
@@ -76,12 +105,8 @@ class _DropIn(nn.Module):
         return twin
 
 
-class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
-    """What LSTM, GRU and RNN have in common.
-
-    They descend from :class:`torch.nn.RNNBase` and not from :class:`torch.nn.LSTM` and its sisters,
-    since TorchDynamo refuses every instance of those.
-    """
+class Layers(Beyond[State, PackedStates], _DropIn, Proxied, nn.RNNBase):
+    """What LSTM, GRU and RNN have in common."""
 
     _torch: ClassVar[type[nn.RNNBase]]
 
@@ -199,8 +224,14 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
         self, input: PackedSequence, hx: Any, run: Callable[..., Any] = run_stack
     ) -> tuple[Any, Any]:
         x, batch_sizes, sorted_indices, unsorted_indices = input
-        if self._states(hx) is None or x.dim() != 2:
+        given = self._states(hx)
+        if given is None or x.dim() != 2:
             return self._by_torch(input, hx, _RANKS)
+        if sorted_indices is not None:
+            n = len(sorted_indices)
+            if any(s is not None and s.dim() == 3 and s.shape[1] > n for s in given):
+                # Permuted, those that are too many would be left out without a word.
+                self.check_forward_args(x, hx, batch_sizes)
         permuted = hx if hx is None else self.permute_hidden(hx, sorted_indices)
         h0, c0 = self._states(permuted)  # type: ignore[misc]  # which were two before
         result = self._run(x, h0, c0, batch_sizes, run)
@@ -291,16 +322,34 @@ class Layers(Beyond[State, PackedStates], _DropIn, nn.RNNBase):
 
         Each is read once: reading a parametrized weight computes it.
         """
-        parameters = self._parameters
-        rows = []
+        parameters, rows = self._parameters, []
+        # To a graph the attributes are what has been traced.
+        kept = None if torch.compiler.is_compiling() else self._flat_weights
+        k, as_kept = 0, True
         for names in self._all_weights:
             row = []
             for name in names:
                 # nn.Module.__getattr__ would look here too, and take a microsecond for it.
                 weight = parameters.get(name)
+                if kept is not None and weight is not kept[k]:
+                    as_kept = False
+                k += 1
                 row.append(getattr(self, name, None) if weight is None else weight)
             rows.append(row)
-        return rows
+        return rows if as_kept else self._replaced(rows)
+
+    def _replaced(self, rows: list[list[Any]]) -> list[list[Any]]:
+        """Return the weights that torch.nn would take, which keeps a list of them.
+
+        This is how a weight comes in that stands in the list alone. The list holds for as long as
+        every attribute is what it was when the list was made.
+        """
+        refs, kept = iter(self._flat_weight_refs), iter(self._flat_weights)
+        for weight in chain.from_iterable(rows):
+            ref = next(refs)
+            if weight is not None and ref is not None and ref() is not weight:
+                return rows
+        return [[next(kept) for _ in row] for row in rows]
 
 
 def constructor(

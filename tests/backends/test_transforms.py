@@ -1,9 +1,12 @@
 """The modules under what transforms, traces and compiles them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
+from torch.fx.proxy import TraceError
 from torch.utils.flop_counter import FlopCounterMode
 
 import fused_rnn
@@ -47,6 +50,35 @@ def test_fx_with_a_state():
     model = Stateful()
     x, (h, c) = example("LSTM"), states(model.rnn, 2)
     assert_same(model(x, h, c), torch.fx.symbolic_trace(model)(x, h, c))
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("converted", [True, False])
+def test_fx_refuses_a_bare_module_as_torch_does(name, converted):
+    theirs, ours = twins(name, 3, 4)
+    if converted:
+        ours = fused_rnn.convert(copy.deepcopy(theirs))
+    for module in (theirs, ours):
+        with pytest.raises(TraceError, match="cannot be used as inputs to control flow"):
+            torch.fx.symbolic_trace(module)
+
+
+def test_fx_with_options():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = fused_rnn.GRU(3, 4)
+
+        def forward(self, x, lengths, resets):
+            y, h = self.rnn(x, lengths=lengths)
+            return y, h, self.rnn(x, resets=resets, return_states=True)[2]
+
+    model = Padded()
+    traced = torch.fx.symbolic_trace(model)
+    calls = [node.kwargs.keys() for node in traced.graph.nodes if node.op == "call_module"]
+    assert calls == [{"lengths"}, {"resets", "return_states"}]
+    x, lengths, resets = torch.randn(5, 2, 3), torch.tensor([5, 2]), torch.rand(5, 2) < 0.5
+    torch.testing.assert_close(traced(x, lengths, resets), model(x, lengths, resets))
 
 
 @pytest.mark.parametrize("name", MODULES)
