@@ -14,6 +14,10 @@
 
 #include "dtypes.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch before 2.13 has it by its other name
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace fused_rnn {
 
 using torch::stable::Tensor;
