@@ -13,7 +13,7 @@ LEVEL ?=
 # Tests that run side by side.
 JOBS ?= $(shell nproc)
 
-PACKAGES := setuptools wheel ninja==1.13.2 numpy==2.4.6 pytest==9.2.0 pytest-xdist==3.8.0 \
+PACKAGES := setuptools==84.2.1 wheel ninja==1.13.2 numpy==2.4.6 pytest==9.2.0 pytest-xdist==3.8.0 \
             pybind11==3.1.0 \
             matplotlib==3.11.2 onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 build==1.6.1 \
             ruff==0.17.6 clang-format==23.1.5 triton==3.9.0 pytest-random-order==1.2.0 \
