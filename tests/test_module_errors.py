@@ -76,7 +76,7 @@ def test_options_of_a_call_are_true_or_false(layer, value):
     module = getattr(fused_rnn, layer)(3, 4)
     message = f"should be of type bool, got: {type(value).__name__}$"
     for x in (z(5, 2, 3), pack_sequence([z(5, 3)])):
-        if value is None:  # as if not given
+        if value is None:  # the default, as a trace that gives every argument has it
             assert len(module(x, return_states=value)) == 2
             continue
         with pytest.raises(TypeError, match=f"^return_states {message}"):
