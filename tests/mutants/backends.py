@@ -89,7 +89,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/backends/__init__.py",
         "return problem.states or problem.transform in ONLY_REFERENCE",
         "return problem.transform in ONLY_REFERENCE",
-        ("tests/layers/test_options.py", "tests/backends/test_backends.py"),
+        ("tests/layers", "tests/backends/test_backends.py"),
     ),
     Mutant(
         "py-choice-ragged-under-torch-func",

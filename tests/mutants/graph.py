@@ -66,7 +66,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/graph/collectors.py",
         "return torch.stack(self.h, 1), torch.stack(self.c, 1) if self.c else None",
         "return torch.stack(self.h, 1), torch.stack(self.c[::-1], 1) if self.c else None",
-        ("tests/layers/test_options.py",),
+        ("tests/layers",),
     ),
     Mutant(
         "py-collectors-marks-of-direction",

@@ -101,7 +101,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/convert.py",
         'if table is _TORCH and getattr(module, "learn_initial_state", False):',
         "if False:",
-        ("tests/layers/test_options.py", "tests/test_convert_left_alone.py"),
+        ("tests/layers", "tests/test_convert_left_alone.py"),
     ),
     Mutant(
         "py-explain-third-call-in-a-row-of-its-own",
@@ -136,7 +136,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/functional.py",
         "if h0 is not None or h is None:",
         "if h is None:",
-        ("tests/test_functional.py", "tests/layers/test_options.py"),
+        ("tests/test_functional.py", "tests/layers"),
     ),
     Mutant(
         "py-modules-unknown-nonlinearity",

@@ -10,7 +10,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/scans/segments.py",
         "anew = begins[:, 0].clone()",
         "anew = torch.zeros_like(begins[:, 0])",
-        ("tests/scans/test_segments.py", "tests/layers/test_options.py"),
+        ("tests/scans/test_segments.py", "tests/layers"),
     ),
     Mutant(
         "py-segments-length-one-more",
@@ -38,21 +38,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/scans/segments.py",
         "wrong = (lengths < 0) | (lengths > steps)",
         "wrong = lengths > steps",
-        ("tests/scans/test_segments.py", "tests/layers/test_options.py"),
+        ("tests/scans/test_segments.py", "tests/layers"),
     ),
     Mutant(
         "py-segments-batch-first-resets",
         "fused_rnn/scans/segments.py",
         "return resets.t() if batch_first else resets",
         "return resets",
-        ("tests/layers/test_options.py", "tests/scans/test_segments.py"),
+        ("tests/layers", "tests/scans/test_segments.py"),
     ),
     Mutant(
         "py-segments-bool-lengths",
         "fused_rnn/scans/segments.py",
         " or lengths.dtype == torch.bool:",
         ":",
-        ("tests/scans/test_segments.py", "tests/layers/test_options.py"),
+        ("tests/scans/test_segments.py", "tests/layers"),
     ),
     Mutant(
         "py-marks-reset-shift-in-reverse",
@@ -87,7 +87,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/scans/autograd.py",
         "    if recompute:\n        ctx.watch = None",
         "    if not recompute:\n        ctx.watch = None",
-        ("tests/layers/test_options.py", "tests/scans/test_outputs.py"),
+        ("tests/layers", "tests/scans/test_outputs.py"),
     ),
     Mutant(
         "py-autograd-strided-gradient",
@@ -214,7 +214,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/scans/stack.py",
         "h = x.new_zeros(k, n, stack.proj_size or size)",
         "h = x.new_zeros(k, n, size)",
-        ("tests/test_modules.py", "tests/test_functional.py", "tests/layers/test_options.py"),
+        ("tests/test_modules.py", "tests/test_functional.py", "tests/layers"),
     ),
     Mutant(
         "py-stack-layers-by-torch-alone",
@@ -340,7 +340,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "fused_rnn/scans/autograd.py",
         "if backend is reference and not (recompute and _by_hand()):",
         "if backend is reference:",
-        ("tests/backends/test_transforms_options.py", "tests/layers/test_options.py"),
+        ("tests/backends/test_transforms_options.py", "tests/layers"),
     ),
     Mutant(
         "py-segments-pack-of-batch-first",
