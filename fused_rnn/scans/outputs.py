@@ -6,6 +6,8 @@ copy: only where it has been changed, backward makes it again by another forward
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,10 @@ __all__ = ["Watch", "alias", "changed", "watch"]
 # A tensor without memory that counts the changes of an output along with it, and their number.
 Watch = tuple[Tensor, int]
 
-_NOTHING = torch.empty(0)
+
+@cache
+def _nothing(device: torch.device) -> Tensor:
+    return torch.empty(0, device=device)
 
 
 def alias(y: Tensor) -> Tensor:
@@ -33,7 +38,7 @@ def watch(y: Tensor) -> Watch:
     which is not to be held longer than what is saved, nor where hooks have put that elsewhere.
     """
     counter = y.detach()
-    counter.data = _NOTHING if y.is_cpu else y.new_empty(0)
+    counter.data = _nothing(y.device)
     return counter, y._version
 
 
