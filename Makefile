@@ -8,7 +8,8 @@ PINNED := 2.13.0
 TORCH ?= $(PINNED)
 CELL ?= lstm
 ARGS ?=
-# Of the CPU's SIMD levels only this one is built: avx512, avx2 or portable. Empty: all of them.
+# Of the CPU's SIMD levels only this one is built: amx (with avx512), avx512, avx2 or
+# portable. Empty: all of them.
 LEVEL ?=
 # Tests that run side by side.
 JOBS ?= $(shell nproc)

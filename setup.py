@@ -77,7 +77,7 @@ class Build(BuildExtension):
 
 
 # The longest to compile first. What this machine's architecture has not is left empty.
-LEVELS = ("avx512", "avx2", "portable")
+LEVELS = ("avx512", "avx2", "portable", "amx")
 
 
 def levels() -> tuple[str, ...]:
@@ -85,6 +85,8 @@ def levels() -> tuple[str, ...]:
     only = os.environ.get("FUSED_RNN_LEVEL", "")
     if only not in ("", *LEVELS):
         sys.exit(f"FUSED_RNN_LEVEL should be one of {', '.join(LEVELS)}, got {only!r}.")
+    if only == "amx":
+        return "avx512", "amx"  # what it does not take runs on the other
     return (only,) if only else LEVELS
 
 

@@ -64,7 +64,8 @@ struct BackwardArgs : ScanArgs {
 
 namespace cpu {
 
-// The three levels are the same source compiled for different registers (levels.cpp picks one).
+// The levels are the same source compiled for different registers (levels.cpp picks one); amx adds
+// products of its own to avx512.
 struct Level {
   const char* name;
   std::int64_t (*saved_elements)(const ScanArgs&);
@@ -72,7 +73,8 @@ struct Level {
   void (*backward)(const BackwardArgs&);
 };
 
-// The best level this machine has; FUSED_RNN_SIMD = avx512 | avx2 | portable asks for another.
+// The best level this machine has; FUSED_RNN_SIMD = amx | avx512 | avx2 | portable asks
+// for another.
 const Level& level();
 
 }  // namespace cpu

@@ -87,15 +87,7 @@ class ForwardScan {
     const std::int64_t first = group * w_ih_.width / G, last = first + w_ih_.width_of(group) / G;
     for (std::int64_t slice = first; slice < last; ++slice) {
       for (int p = 0; p < kPre; ++p) {
-        const std::int64_t unit = Cell::order(p) * s_.H + slice * kW;
-        V b{};
-        if (a_.b_ih != nullptr && p < G) {
-          b += load(static_cast<const S*>(a_.b_ih) + unit, s_.valid(slice));
-        }
-        if (a_.b_hh != nullptr && p >= Cell::kRecurrent) {
-          b += load(static_cast<const S*>(a_.b_hh) + unit, s_.valid(slice));
-        }
-        store<T>(bias_.get() + (slice * kPre + p) * kW, b);
+        store<T>(bias_.get() + (slice * kPre + p) * kW, gate_bias<Cell, S>(a_, s_, slice, p));
       }
     }
     if (s_.P > 0 && group == 0) {

@@ -22,6 +22,71 @@ Rows<T> gate_rows(const T* dgates, std::int64_t slices, std::int64_t rows, std::
   return r;
 }
 
+// A weight gradient in T: the user's tensor itself where that is T's, scratch elsewhere.
+template <class S>
+struct Gradient {
+  using T = typename ComputeType<S>::type;
+  Gradient(void* user_, std::int64_t n_)
+      : user(static_cast<S*>(user_)), n(n_), scratch(user != nullptr && !kDirect ? n : 0) {}
+  static constexpr bool kDirect = std::is_same<S, T>::value;
+  T* data() const {
+    if constexpr (kDirect) {
+      return user;
+    } else {
+      return scratch.get();
+    }
+  }
+  S* user;
+  std::int64_t n;
+  Buffer<T> scratch;
+};
+
+// Rows of vectors `step` apart, added up. Pairwise above kTermsPerFold rows: the rounding error must
+// not grow with the batch.
+template <class T>
+Vec<T> sum_rows(const T* d, std::int64_t step, std::int64_t rows) {
+  if (rows > kTermsPerFold) {
+    const std::int64_t half = rows / 2;
+    return sum_rows(d, step, half) + sum_rows(d + half * step, step, rows - half);
+  }
+  Vec<T> sum{};
+  for (std::int64_t r = 0; r < rows; ++r) {
+    sum += load(d + r * step);
+  }
+  return sum;
+}
+
+// Hands the sums over to the user: biases' from `dbias` [slice][kPre][lane].
+template <class Cell, class S, class T>
+void finish_gradients(Team::Member& m, const BackwardArgs& a, const Shape<Cell, S>& s,
+                      const T* dbias, std::initializer_list<const Gradient<S>*> weights) {
+  constexpr std::int64_t kW = kLanes<T>;
+  constexpr int kPre = Cell::kPre;
+  m.run(s.slices, [&](std::int64_t slice) {
+    for (int p = 0; p < kPre; ++p) {
+      const std::int64_t unit = Cell::order(p) * s.H + slice * kW;
+      const Vec<T> db = load(dbias + (slice * kPre + p) * kW);
+      if (a.db_ih != nullptr && p < Cell::kGates) {
+        store<S>(static_cast<S*>(a.db_ih) + unit, db, s.valid(slice));
+      }
+      if (a.db_hh != nullptr && p >= Cell::kRecurrent) {
+        store<S>(static_cast<S*>(a.db_hh) + unit, db, s.valid(slice));
+      }
+    }
+  });
+  if constexpr (!Gradient<S>::kDirect) {
+    constexpr std::int64_t kPiece = 16384;
+    for (const Gradient<S>* g : weights) {
+      m.run(g->user != nullptr ? ceil_div(g->n, kPiece) : 0, [&](std::int64_t i) {
+        const std::int64_t end = std::min(g->n, (i + 1) * kPiece);
+        for (std::int64_t j = i * kPiece; j < end; ++j) {
+          g->user[j] = narrow<S>(g->data()[j]);
+        }
+      });
+    }
+  }
+}
+
 template <class Cell, class S>
 class OperandGradients {
   using T = typename ComputeType<S>::type;
@@ -78,49 +143,10 @@ class OperandGradients {
   }
 
   void finish(Team::Member& m) {
-    m.run(s_.slices, [&](std::int64_t slice) {
-      for (int p = 0; p < kPre; ++p) {
-        const std::int64_t unit = Cell::order(p) * s_.H + slice * kW;
-        const V db = load(dbias_.get() + (slice * kPre + p) * kW);
-        if (a_.db_ih != nullptr && p < G) {
-          store<S>(static_cast<S*>(a_.db_ih) + unit, db, s_.valid(slice));
-        }
-        if (a_.db_hh != nullptr && p >= kRecurrent) {
-          store<S>(static_cast<S*>(a_.db_hh) + unit, db, s_.valid(slice));
-        }
-      }
-    });
-    if constexpr (!Gradient::kDirect) {
-      constexpr std::int64_t kPiece = 16384;
-      for (const Gradient* g : {&dw_ih_, &dw_hh_, &dw_hr_}) {
-        m.run(g->user != nullptr ? ceil_div(g->n, kPiece) : 0, [&](std::int64_t i) {
-          const std::int64_t end = std::min(g->n, (i + 1) * kPiece);
-          for (std::int64_t j = i * kPiece; j < end; ++j) {
-            g->user[j] = narrow<S>(g->data()[j]);
-          }
-        });
-      }
-    }
+    finish_gradients<Cell, S>(m, a_, s_, dbias_.get(), {&dw_ih_, &dw_hh_, &dw_hr_});
   }
 
  private:
-  // A weight gradient in T: the user's tensor itself where that is T's, scratch elsewhere.
-  struct Gradient {
-    Gradient(void* user_, std::int64_t n_)
-        : user(static_cast<S*>(user_)), n(n_), scratch(user != nullptr && !kDirect ? n : 0) {}
-    static constexpr bool kDirect = std::is_same<S, T>::value;
-    T* data() const {
-      if constexpr (kDirect) {
-        return user;
-      } else {
-        return scratch.get();
-      }
-    }
-    S* user;
-    std::int64_t n;
-    Buffer<T> scratch;
-  };
-
   static std::int64_t vectors(std::int64_t columns) { return ceil_div(columns, kW); }
   static std::int64_t padded(std::int64_t columns) { return vectors(columns) * kW; }
 
@@ -190,7 +216,7 @@ class OperandGradients {
   void slice_weights(const Chunk& c, const Source& from, std::int64_t rows, std::int64_t slice) {
     const T* d = from.dgates + slice * capacity_ * kPre * kW;
     for (int p = 0; p < kPre; ++p) {
-      const V sum = sum_rows(d + p * kW, rows);
+      const V sum = sum_rows(d + p * kW, kPre * kW, rows);
       T* total = dbias_.get() + (slice * kPre + p) * kW;
       store<T>(total, adds(c) ? load(total) + sum : sum);
     }
@@ -233,19 +259,6 @@ class OperandGradients {
 
   // Whether a chunk is not the first to be accumulated.
   bool adds(const Chunk& c) const { return c.end < steps_.T; }
-
-  // Pairwise above kTermsPerFold rows: the rounding error must not grow with the batch.
-  static V sum_rows(const T* d, std::int64_t rows) {
-    if (rows > kTermsPerFold) {
-      const std::int64_t half = rows / 2;
-      return sum_rows(d, half) + sum_rows(d + half * kPre * kW, rows - half);
-    }
-    V sum{};
-    for (std::int64_t r = 0; r < rows; ++r) {
-      sum += load(d + r * kPre * kW);
-    }
-    return sum;
-  }
 
   void projection_weights(const Chunk& c, const Source& from, std::int64_t rows, std::int64_t q) {
     outer(rows, from.dh + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), from.unprojected, s_.H,
@@ -324,7 +337,7 @@ class OperandGradients {
   Buffer<T> panels_;  // [member][depth of a panel][kMaxWidth][lane]
   Buffer<T> dbias_;   // [slice][kPre][lane]
   Buffer<T> x_, h_;   // (row of the chunk, columns padded)
-  Gradient dw_ih_, dw_hh_, dw_hr_;
+  Gradient<S> dw_ih_, dw_hh_, dw_hr_;
 };
 
 }  // namespace FUSED_RNN_LEVEL

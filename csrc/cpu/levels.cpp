@@ -5,11 +5,15 @@
 #include <string_view>
 
 #include "../scan.h"
+#include "tiles/amx.h"
 
 namespace fused_rnn {
 // Weak: a level that was left out of the build (setup.py), or that this architecture has not, is
 // null here.
 #define FUSED_RNN_WEAK __attribute__((weak))
+namespace amx {
+extern const cpu::Level kLevel FUSED_RNN_WEAK;
+}
 namespace avx512 {
 extern const cpu::Level kLevel FUSED_RNN_WEAK;
 }
@@ -26,7 +30,7 @@ namespace {
 struct Candidate {
   std::string_view name;
   const Level* level;  // null where it was not built
-  bool runs;           // on this CPU
+  bool (*runs)();      // on this CPU
 };
 
 #if defined(__x86_64__)
@@ -36,15 +40,19 @@ bool has_avx512() {
          __builtin_cpu_supports("fma");
 }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// The system is asked for the registers here, so only where nothing else was asked for.
+bool has_amx() { return has_avx512() && amx_missing() == nullptr; }
 #else
+bool has_amx() { return false; }
 bool has_avx512() { return false; }
 bool has_avx2() { return false; }
 #endif
 
 const Level& pick() {
-  const Candidate candidates[] = {{"avx512", &avx512::kLevel, has_avx512()},  // the best first
-                                  {"avx2", &avx2::kLevel, has_avx2()},
-                                  {"portable", &portable::kLevel, true}};
+  const Candidate candidates[] = {{"amx", &amx::kLevel, has_amx},  // the best first
+                                  {"avx512", &avx512::kLevel, has_avx512},
+                                  {"avx2", &avx2::kLevel, has_avx2},
+                                  {"portable", &portable::kLevel, [] { return true; }}};
   const char* const value = std::getenv("FUSED_RNN_SIMD");
   const std::string_view wanted = value != nullptr ? value : "";
   bool known = wanted.empty();  // which asks for nothing
@@ -63,7 +71,7 @@ const Level& pick() {
   for (const Candidate& c : candidates) {
     allowed = allowed || wanted == c.name;
     if (c.level != nullptr) {
-      if (allowed && c.runs) {
+      if (allowed && c.runs()) {
         return *c.level;
       }
       built += (built.empty() ? "" : ", ") + std::string(c.name);

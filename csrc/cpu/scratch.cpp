@@ -5,13 +5,17 @@
 #include <new>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "../poison.h"
 
 namespace fused_rnn {
 namespace {
 
 constexpr std::size_t kLine = 64;
-constexpr std::align_val_t kAlign{kLine};
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
 // Smaller blocks stay in malloc's own lists; together no more than kMostKept is held back.
 constexpr std::size_t kLeastKept = std::size_t{64} << 10, kMostKept = std::size_t{128} << 20;
 constexpr std::size_t kLarge = std::size_t{1} << 20;
@@ -38,6 +42,28 @@ void free_small(void* block) noexcept {
   auto* const at = static_cast<unsigned char*>(block);
   ::operator delete(at - at[-1]);
 }
+
+// Blocks of some huge pages lie on such: a scan walks through all of its scratch memory in every step,
+// and spends up to a seventh of its time on looking up small pages. Not what is too large to be kept:
+// the system takes longer to find such pages than they save.
+bool on_huge_pages(std::size_t bytes) { return bytes >= 2 * kHugePage && bytes <= kMostKept; }
+
+std::align_val_t alignment(std::size_t bytes) {
+  return std::align_val_t{on_huge_pages(bytes) ? kHugePage : kLine};
+}
+
+void* map(std::size_t bytes) {
+  void* const block = ::operator new(bytes, alignment(bytes));
+#if defined(__linux__)
+  if (on_huge_pages(bytes)) {
+    madvise(block, bytes / kHugePage * kHugePage,
+            MADV_HUGEPAGE);  // a hint: refused, all is as before
+  }
+#endif
+  return block;
+}
+
+void unmap(void* block, std::size_t bytes) noexcept { ::operator delete(block, alignment(bytes)); }
 
 struct Kept {
   void* block;
@@ -69,7 +95,7 @@ void* allocate_large(std::size_t bytes) {
       }
     }
   }
-  return ::operator new(bytes, kAlign);
+  return map(bytes);
 }
 
 }  // namespace
@@ -85,23 +111,24 @@ void scratch_free(void* block, std::size_t bytes, bool keep) noexcept {
     free_small(block);
     return;
   }
-  if (!keep && bytes >= kLarge) {
-    ::operator delete(block, kAlign);
+  const bool large = bytes >= kLarge;
+  bytes = rounded(bytes);
+  if (!keep && large) {
+    unmap(block, bytes);
     return;
   }
-  bytes = rounded(bytes);
   Cache& c = cache();
   const std::lock_guard<std::mutex> lock(c.mutex);
   try {
     c.blocks.push_back({block, bytes});
   } catch (const std::bad_alloc&) {
-    ::operator delete(block, kAlign);
+    unmap(block, bytes);
     return;
   }
   c.bytes += bytes;
   while (c.bytes > kMostKept) {
     c.bytes -= c.blocks.front().bytes;
-    ::operator delete(c.blocks.front().block, kAlign);
+    unmap(c.blocks.front().block, c.blocks.front().bytes);
     c.blocks.erase(c.blocks.begin());
   }
 }

@@ -62,6 +62,20 @@ struct Shape {
   }
 };
 
+// What stands in pre-activation p of a slice beside the products.
+template <class Cell, class S>
+auto gate_bias(const ScanArgs& a, const Shape<Cell, S>& s, std::int64_t slice, int p) {
+  const std::int64_t unit = Cell::order(p) * s.H + slice * s.kW;
+  Vec<typename Shape<Cell, S>::T> b{};
+  if (a.b_ih != nullptr && p < Cell::kGates) {
+    b += load(static_cast<const S*>(a.b_ih) + unit, s.valid(slice));
+  }
+  if (a.b_hh != nullptr && p >= Cell::kRecurrent) {
+    b += load(static_cast<const S*>(a.b_hh) + unit, s.valid(slice));
+  }
+  return b;
+}
+
 // Threads that pay: below some ten thousand multiplications per step a second thread costs more in
 // waiting than it saves in work.
 inline int useful_threads(const ScanArgs& a, std::int64_t gates) {

@@ -188,6 +188,18 @@ Array<std::uint16_t> narrow(const std::string& level, const std::string& dtype,
   return mapped<std::uint16_t>(x, half ? m.narrow_half : m.narrow_bfloat16);
 }
 
+// Whether this thread holds numbers in tile registers, as the CPU keeps count.
+bool tiles_in_use() {
+#if defined(__x86_64__)
+  if (amx_missing() == nullptr) {
+    unsigned low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(1));
+    return (low & (1u << 18)) != 0;
+  }
+#endif
+  return false;
+}
+
 // name -> None, or what the CPU lacks
 py::dict levels() {
   py::dict all;
@@ -205,6 +217,7 @@ py::dict levels() {
 PYBIND11_MODULE(_bench, m) {
   using namespace fused_rnn::bench;
   m.def("levels", levels);
+  m.def("tiles_in_use", tiles_in_use);
   m.def("last_members", [] { return last_members; });
   m.def("saved_elements", saved_elements);
   m.def("forward", forward);

@@ -33,6 +33,10 @@ LEVELS: dict[str, tuple[str | None, int]] = {"portable": (None, 16)}
 if os.uname().machine == "x86_64":
     LEVELS["avx2"] = ("avx2,fma,f16c", 32)
     LEVELS["avx512"] = ("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c", 64)
+    LEVELS["amx"] = LEVELS["avx512"]
+# Of the bench alone, where there is an amx level (tiles_level.cpp): what csrc/cpu/tiles/ has, on
+# AMX's registers and on their model in plain C++.
+TILES = {"amx_always": "Amx", "amx_model": "TileModel"}
 
 
 class Unit(NamedTuple):
@@ -186,6 +190,14 @@ def levels_of(library: Path) -> dict[str, tuple[str | None, int]]:
     return {level: row for level, row in LEVELS.items() if is_built(level)}
 
 
+def _tiles_unit(level: str, target: str | None, bytes_: int) -> Unit:
+    defines = [f"-DFUSED_RNN_LEVEL={level}", f"-DFUSED_RNN_BELOW={level}_below"]
+    defines += [f"-DFUSED_RNN_TILES={TILES[level]}", f'-DFUSED_RNN_TARGET="{target}"']
+    defines += [f"-DFUSED_RNN_VECTOR_BYTES={bytes_}", "-DFUSED_RNN_VECTOR_REGISTERS=32"]
+    warnings = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter")
+    return Unit(NATIVE / "tiles_level.cpp", (*shipped_flags(), "-O1", *warnings, "-fPIC", *defines))
+
+
 def bench_target() -> Target:
     """Return the bench. Its kernels are those of the shipped library."""
     library = shipped_library()
@@ -196,6 +208,9 @@ def bench_target() -> Target:
     import torch  # noqa: F401  the shipped library needs torch's, and finds those already loaded
 
     units, built = [], levels_of(library)
+    if "amx" in built:
+        units = [_tiles_unit(level, *built["amx"]) for level in TILES]
+        built |= dict.fromkeys(TILES, built["amx"])
     linked = "-DFUSED_RNN_BENCH_LEVELS(X)=" + " ".join(f"X({level})" for level in built)
     for level, (target, bytes_) in built.items():
         defines = [f"-DFUSED_RNN_LEVEL={level}", f"-DFUSED_RNN_VECTOR_BYTES={bytes_}"]

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from fused_rnn.backends import Inputs, native
 from fused_rnn.cells import CELLS
 
-from .build import LEVELS, UnbuildableError, bench, levels_of, shipped_library
+from .build import LEVELS, TILES, UnbuildableError, bench, levels_of, shipped_library
 
 GRADIENTS = tuple(f"d{name}" for name in Inputs._fields)
 
@@ -36,11 +37,21 @@ def _lacks(level: str) -> str | None:
     return None if order.index(level) <= order.index(best) else f"{best} is the most that runs here"
 
 
+def _tiles_lack(level: str) -> str | None:
+    if native.available() is None and "amx" not in levels_of(shipped_library()):
+        return "the module was built without amx"
+    return _lacks("amx" if level == "amx_always" else "avx512")
+
+
+def _marked(level: str, reason: str | None) -> ParameterSet:
+    mark = pytest.mark.skipif(reason is not None, reason=f"{level}: {reason}")
+    return pytest.param(level, marks=mark)
+
+
 # By name; skipped by a mark where it cannot run, so that the core tier knows (tiers.py).
-EACH_LEVEL = [
-    pytest.param(level, marks=pytest.mark.skipif(reason is not None, reason=f"{level}: {reason}"))
-    for level, reason in ((level, _lacks(level)) for level in LEVELS)
-]
+EACH_LEVEL = [_marked(level, _lacks(level)) for level in LEVELS]
+# What csrc/cpu/tiles/ has, whether it pays or not, on AMX's registers and on their model.
+EACH_TILES = [_marked(level, _tiles_lack(level)) for level in TILES]
 
 
 def bench_for(level: str) -> ModuleType:
@@ -179,6 +190,8 @@ def assert_same_bits(found: Results, expected: Results) -> None:
 
 
 __all__ = [
+    "EACH_LEVEL",
+    "EACH_TILES",
     "GRADIENTS",
     "LEVELS",
     "Arrays",

@@ -19,7 +19,7 @@ void* scratch_allocate(std::size_t bytes) {
   if (bench::scratch == bench::Scratch::kKept) {
     return kept_allocate(bytes);
   }
-  void* const block = ::operator new(bytes, kAlign);
+  void* const block = ::operator new(bytes, std::align_val_t{kLine});
   std::memset(block, 0xff, bytes);
   return block;
 }
@@ -28,7 +28,7 @@ void scratch_free(void* block, std::size_t bytes, bool keep) noexcept {
   if (bench::scratch == bench::Scratch::kKept) {
     kept_free(block, bytes, keep);
   } else {
-    ::operator delete(block, kAlign);
+    ::operator delete(block, std::align_val_t{kLine});
   }
 }
 

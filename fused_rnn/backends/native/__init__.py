@@ -71,7 +71,7 @@ def cuda_missing() -> str | None:
 
 
 def simd_level() -> str:
-    """Return the vector instructions in use: 'avx512', 'avx2' or 'portable'."""
+    """Return the vector instructions in use: 'amx', 'avx512', 'avx2' or 'portable'."""
     return torch.ops.fused_rnn.simd_level()
 
 

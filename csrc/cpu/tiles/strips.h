@@ -1,0 +1,83 @@
+// Matrices whose rows are the depth of a product: B in strips of two tiles of columns, without a
+// transposition.
+#pragma once
+
+namespace fused_rnn {
+namespace FUSED_RNN_LEVEL {
+
+// [strip][block of depth][2][piece]
+template <class S>
+struct Strips {
+  static constexpr std::int64_t kTile = kPieces<S> * kTileSize, kColumns = 2 * kTileRows;
+
+  Strips() = default;
+  Strips(std::int64_t columns_, std::int64_t blocks_)
+      : columns(columns_),
+        blocks(blocks_),
+        count(ceil_div(columns_, kColumns)),
+        data(count * blocks_ * 2 * kTile) {}
+
+  Piece* at(std::int64_t strip, std::int64_t block) const {
+    return data.get() + (strip * blocks + block) * 2 * kTile;
+  }
+
+  // Packs a block of a strip: row(j), j < 32, is a row of the matrix, or null where there is none.
+  // Returns whether pieces carry it; one of tiny numbers alone only where `tiny`.
+  template <class F>
+  bool pack(std::int64_t strip, std::int64_t block, bool tiny, F&& row) const {
+    Carried<S> carried;
+    Piece* const out = at(strip, block);
+    for (std::int64_t v = 0; v < 2; ++v) {
+      const std::int64_t column = strip * kColumns + v * kTileRows;
+      const std::int64_t valid = std::clamp<std::int64_t>(columns - column, 0, kTileRows);
+      const auto of = [&](std::int64_t j) {
+        const S* const p = valid > 0 ? row(j) : nullptr;
+        return p != nullptr ? load(p + column, valid) : Vec<float>{};
+      };
+      for (std::int64_t j = 0; j < kTileDepth; j += 2) {
+        const Vec<float> first = of(j), second = of(j + 1);
+        carried.add(first);
+        carried.add(second);
+        put_pair<S>(first, second, out + v * kTile + j / 2 * kTileDepth);
+      }
+    }
+    return tiny ? carried.finite() : carried.all_lanes();
+  }
+
+  std::int64_t columns = 0, blocks = 0, count = 0;
+  Buffer<Piece> data;
+};
+
+// Row of a gate matrix at depth j of block (gate, group of slices); null past H.
+template <class Cell, class S>
+const S* gate_depth(const Shape<Cell, S>& s, const void* w, std::int64_t columns, int pre,
+                    std::int64_t group, std::int64_t j) {
+  const std::int64_t unit = group * kTileDepth + j;
+  return unit < s.H ? static_cast<const S*>(w) + (Cell::order(pre) * s.H + unit) * columns
+                    : nullptr;
+}
+
+// Rows of A, not cut into tiles, so that a tile may begin at any of them: [block][piece][row][32].
+struct RowPieces {
+  RowPieces() = default;
+  RowPieces(std::int64_t rows_, std::int64_t blocks, int pieces_)
+      // A tile may begin at the last row. An odd number of tiles: else all blocks would lie on the
+      // same sets of the cache.
+      : rows((ceil_div(rows_ + 2 * kTileRows, 2 * kTileRows) * 2 + 1) * kTileRows),
+        pieces(pieces_),
+        data(blocks * pieces_ * rows * kTileDepth) {}
+
+  Piece* at(std::int64_t block, int piece, std::int64_t row) const {
+    return data.get() + ((block * pieces + piece) * rows + row) * kTileDepth;
+  }
+  TileRow tile(std::int64_t block, std::int64_t row) const {
+    return {at(block, 0, row), pieces * rows * kTileDepth, rows * kTileDepth};
+  }
+
+  std::int64_t rows = 0;
+  int pieces = 0;
+  Buffer<Piece> data;
+};
+
+}  // namespace FUSED_RNN_LEVEL
+}  // namespace fused_rnn
