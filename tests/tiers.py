@@ -80,6 +80,12 @@ CORE = {
     ),
     "graph/test_compile.py": Rule(EACH_VALUE, _TRACED),
     "backends/test_transforms_options.py": Rule(EACH_VALUE, "gradients of gradients in float64"),
+    "backends/native/test_tiles.py": Rule(
+        EACH_VALUE, "the model of the registers takes a millisecond for some tens of products"
+    ),
+    "backends/native/test_tiles.py::test_registers_are_the_reference": Rule(
+        PAIRS, "the registers themselves are fast"
+    ),
     "backends/native/test_team.py": Rule(EACH_VALUE, "alone on all cores; a team knows no cell"),
     "backends/native/test_math.py::test_within_three_units_in_the_last_place": Rule(
         EACH_VALUE, "each function and each level; millions of numbers each"
