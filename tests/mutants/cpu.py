@@ -94,9 +94,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "cpu-forward-b-hh-forgotten",
-        "csrc/cpu/forward.h",
-        "if (a_.b_hh != nullptr && p >= Cell::kRecurrent) {",
-        "if (a_.b_hh != nullptr && p > Cell::kRecurrent) {",
+        "csrc/cpu/sequence.h",
+        "if (a.b_hh != nullptr && p >= Cell::kRecurrent) {",
+        "if (a.b_hh != nullptr && p > Cell::kRecurrent) {",
         ("tests/backends/native/test_native.py", "tests/backends/test_kernels.py"),
     ),
     Mutant(
@@ -211,8 +211,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cpu-gradients-db-hh-of-all",
         "csrc/cpu/gradients.h",
-        "if (a_.db_hh != nullptr && p >= kRecurrent) {",
-        "if (a_.db_hh != nullptr && p > kRecurrent) {",
+        "if (a.db_hh != nullptr && p >= Cell::kRecurrent) {",
+        "if (a.db_hh != nullptr && p > Cell::kRecurrent) {",
         ("tests/backends/native/test_native.py", "tests/backends/test_kernels.py"),
     ),
     Mutant(
@@ -376,8 +376,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cpu-gradients-bias-of-odd-many-rows",
         "csrc/cpu/gradients.h",
-        "sum_rows(d + half * kPre * kW, rows - half)",
-        "sum_rows(d + half * kPre * kW, half)",
+        "sum_rows(d + half * step, step, rows - half)",
+        "sum_rows(d + half * step, step, half)",
         ("tests/backends/native/test_native.py", "tests/test_threads.py"),
     ),
     Mutant(
@@ -416,5 +416,61 @@ MUTANTS: tuple[Mutant, ...] = (
         "bool known = wanted.empty();",
         "bool known = false;",
         ("tests/backends/native/test_levels.py",),
+    ),
+    Mutant(
+        "cpu-tiles-third-piece",
+        "csrc/cpu/tiles/products.h",
+        "    Tiles::multiply<kColumn, 6, 7>();\n",
+        "",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-fold-without-its-rest",
+        "csrc/cpu/tiles/products.h",
+        "for (std::int64_t k = kFold; k < blocks; k += kFold)",
+        "for (std::int64_t k = kFold; k + kFold <= blocks; k += kFold)",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-tiny-numbers-taken",
+        "csrc/cpu/tiles/pieces.h",
+        "kSmallest = 0x28000000u",
+        "kSmallest = 0u",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-infinities-taken",
+        "csrc/cpu/tiles/pieces.h",
+        "infinite_ |= same_bits<FloatBits>(bits == kInfinity);",
+        "",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-part-of-a-reverse-scan",
+        "csrc/cpu/tiles/layout.h",
+        "a.reverse ? a.T - T : 0",
+        "0",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-tiny-strips-taken",
+        "csrc/cpu/tiles/strips.h",
+        "return tiny ? carried.finite() : carried.all_lanes();",
+        "return carried.finite();",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-final-state-a-row-late",
+        "csrc/cpu/tiles/forward.h",
+        "const bool last = i >= here.going_on;",
+        "const bool last = i > here.going_on;",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-stale-lanes-of-an-odd-slice",
+        "csrc/cpu/tiles/backward.h",
+        "put_pieces(V{}, p * groups_ + slice / 2, chunk_row, kW);",
+        "",
+        ("tests/backends/native/test_tiles.py",),
     ),
 )

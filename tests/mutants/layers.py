@@ -243,4 +243,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "if layer:",
         ("tests/layers",),
     ),
+    Mutant(
+        "py-proxy-is-assigned",
+        "fused_rnn/layers/proxy.py",
+        "return cls._own if isinstance(cls, _ProxyType) else cls",
+        "return cls",
+        ("tests/layers/test_proxy.py",),
+    ),
 )
