@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = [
+    "BY_HAND",
     "COUNTING",
     "ONLY_REFERENCE",
     "TORCH_FUNC",
@@ -37,6 +38,9 @@ AUTOCAST = "autocast"
 TORCH_FUNC = "a torch.func transform"
 TRACING = "torch.jit.trace"
 COUNTING = "a FlopCounterMode"
+
+# What may be active around a node of autograd's that has no rule for anything else.
+BY_HAND = (None, AUTOCAST, COUNTING)
 
 # torch's own recurrent operators have no rule for these, not all of them and not for every dtype.
 ONLY_REFERENCE = frozenset({VMAP, FORWARD_AD})

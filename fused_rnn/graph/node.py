@@ -167,7 +167,7 @@ class _Node(torch.autograd.Function):
         y, saved = results[0], results[4:]
         ctx.watch, y_saved = None, _as_it_is(y)
         # Not where a graph is being made, whose tensors are none that could be watched.
-        if transforms.active() in (None, transforms.AUTOCAST, transforms.COUNTING):
+        if transforms.active() in transforms.BY_HAND:
             # What is given out is no view either, as operators return: none of several is allowed
             # to be changed in place.
             results = *map(alias, results[:4]), *saved
@@ -180,11 +180,12 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         name, cell, reverse, every_c = ctx.scan
-        *tensors, y = ctx.saved_tensors[:12]
         needs, given = list(_differentiable(ctx.needs_input_grad[2:13])), given[:4]
         found: tuple[Tensor | None, ...] = (None,) * len(needs)
         if any(d is not None for d in given):
-            saved = list(ctx.saved_tensors[12:])
+            kept = ctx.saved_tensors  # once: activation checkpointing allows no second time
+            *tensors, y = kept[:12]
+            saved = list(kept[12:])
             if torch.is_grad_enabled() or transforms.active() in _DIFFERENTIATED:
                 # A gradient of the gradient is wanted, or one along with it.
                 marked = None if tensors[8] is None else Marked(*tensors[8:])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_rnn.backends import transforms
+from fused_rnn.backends import TORCH, asked_for, transforms
 from fused_rnn.layers.gates import gates_of_layers
 from fused_rnn.layers.options import Options
 from fused_rnn.scans.checks import check_bool
@@ -165,6 +165,9 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
         """
         if self.bidirectional or not isinstance(input, Tensor) or input.is_nested:
             return None
+        # To a trace sizes are no numbers; and who asks for torch.nn's layers shall get these.
+        if transforms.jit_traces() or asked_for() == TORCH:
+            return None
         rank = input.dim()
         time = 1 if self.batch_first and rank == 3 else 0
         if rank not in (2, 3) or input.shape[time] != 1:
@@ -210,6 +213,8 @@ class Beyond(nn.RNNBase, Generic[State, PackedStates]):
             x, c = after
             h_n.append(x)
             c_n.append(c)
+        if x.requires_grad and self.mode not in ("LSTM", "GRU"):
+            x = x.clone()  # torch's own operator, where it ran, has kept what it gave out
         # Copied, of a single layer too: what is done to the output in place shall not reach it.
         h = torch.stack(h_n)
         c = None if not lstm else c.unsqueeze(0) if layers == 1 else torch.stack(c_n)

@@ -25,7 +25,6 @@ from fused_rnn.scans.checks import Row, Stack
 from fused_rnn.scans.marks import mark
 from fused_rnn.scans.segments import (
     Segments,
-    batched,
     check_lengths,
     check_resets,
     check_within,
@@ -33,6 +32,7 @@ from fused_rnn.scans.segments import (
     on_device,
     read,
     unwrapped,
+    vmapped,
 )
 from fused_rnn.scans.stack import choose, initial_states, run_stack
 
@@ -218,7 +218,7 @@ class Options:
     def _marking(self, *operands: Any) -> list[str] | None:
         """Return the layers' backends where lengths and resets are not to be read, or None."""
         given = [t for t in (self._lengths, self._resets) if isinstance(t, Tensor)]
-        if any(map(batched, given)):
+        if any(map(vmapped, given)):
             # They decide how many rows there are, which vmap needs to be the same for all.
             backends, _ = choose(*operands, every_state=self._every_state)  # type: ignore[misc]
             if backends is None:

@@ -10,6 +10,7 @@ class. That is what parametrizations, FSDP2 and replicate do with a module's ``_
 from __future__ import annotations
 
 import copyreg
+import inspect
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
@@ -54,6 +55,10 @@ class _ProxyType(type):
     def __bases__(cls) -> tuple[type, ...]:  # type: ignore[override]
         # Where parametrizations end, the first of them is what the class was before.
         return *cls._own.__bases__, cls._own._torch  # type: ignore[attr-defined]
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        return inspect.signature(cls._own)
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, cls._own)
@@ -104,7 +109,8 @@ class Proxied(nn.Module):
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             """Make a module of its own class: of a proxy there is none."""
-            return super().__new__(own_class(cls))
+            new, own = super().__new__, own_class(cls)
+            return new(own) if new is object.__new__ else new(own, *args, **kwargs)
 
         @property
         def __class__(self) -> type:
@@ -120,7 +126,8 @@ class Proxied(nn.Module):
             if dynamo and not caller.f_code.co_name.endswith("isinstance"):
                 return own
             proxy = vars(own).get(_PROXY)
-            if proxy is None or proxy._own is not own:  # it was copied from another class
+            # It may be copied from another class, or have been pickled along with a class by value.
+            if not isinstance(proxy, _ProxyType) or proxy._own is not own:
                 proxy = _make_proxy(own, own._torch)
                 type.__setattr__(own, _PROXY, proxy)
             return proxy

@@ -117,12 +117,8 @@ def step(
     return h, c
 
 
-# What may be active around the nodes below, which have no rule for anything else.
-_BY_HAND = (None, transforms.AUTOCAST, transforms.COUNTING)
-
-
 def _by_hand() -> bool:
-    return transforms.active() in _BY_HAND
+    return transforms.active() in transforms.BY_HAND
 
 
 class _Scan(torch.autograd.Function):
@@ -261,7 +257,7 @@ def _backward(
     inputs = Inputs(*tensors[:8])
     states = () if changed(ctx.watch) else tensors[8:]
     active = transforms.active()
-    if torch.is_grad_enabled() or active not in _BY_HAND:
+    if torch.is_grad_enabled() or active not in transforms.BY_HAND:
         backend = cast("Backend", reference)
     # Gradients of sums and of slices come expanded or strided; kernels take them dense.
     dy, dh_n, dc_n = [d if d is None else d.contiguous() for d in (dy, dh_n, dc_n)]

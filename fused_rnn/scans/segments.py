@@ -18,7 +18,6 @@ from torch.nn.functional import embedding
 
 __all__ = [
     "Segments",
-    "batched",
     "check_lengths",
     "check_resets",
     "check_within",
@@ -26,6 +25,7 @@ __all__ = [
     "on_device",
     "read",
     "unwrapped",
+    "vmapped",
 ]
 
 
@@ -187,7 +187,7 @@ def check_within(lengths: Tensor, steps: int) -> None:
         )
 
 
-def batched(t: Tensor) -> bool:
+def vmapped(t: Tensor) -> bool:
     """Return whether vmap batches a tensor, on top of other transforms or under them."""
     while is_functorch_wrapped_tensor(t):
         if is_batchedtensor(t):

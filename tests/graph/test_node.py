@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
+import fused_rnn
 from fused_rnn.backends import BEGINS, DEAD, GOES_ON, Inputs, reference
 from fused_rnn.cells import CELLS
 from tests.operands import SMALL, Shape, make_inputs, needing, present
@@ -123,3 +125,12 @@ def test_gradients_of_a_node_have_gradients(variant):
         (dx,) = torch.autograd.grad(y.pow(2).sum(), operands.x, create_graph=True)
         penalties.append(torch.autograd.grad(dx.pow(2).sum(), operands.w_hh)[0])
     torch.testing.assert_close(*penalties)
+
+
+def test_a_node_under_activation_checkpointing():
+    program = torch.export.export(fused_rnn.GRU(3, 4), (torch.randn(5, 2, 3),)).module()
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    found = []
+    for run in (program, lambda x: checkpoint(program, x, use_reentrant=False)):
+        found.append(torch.autograd.grad(run(x)[0].pow(2).sum(), x))
+    torch.testing.assert_close(found[0], found[1])

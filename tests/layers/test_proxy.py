@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import functools
+import inspect
 import io
 import pickle
 from typing import Any, ClassVar
@@ -246,3 +247,30 @@ def test_quantization_that_leaves_it_as_it_is_says_so(name):
         quantize(model, {getattr(nn, name)})
     quantized = quantize(fused_rnn.revert(model), {getattr(nn, name)})
     assert type(quantized[0]).__module__.startswith("torch.ao.nn.quantized")
+
+
+def test_a_class_that_was_pickled_by_its_value():
+    """As cloudpickle does, which takes the proxy for the class itself."""
+
+    class Mine(fused_rnn.LSTM):
+        pass
+
+    Mine._fused_rnn_proxy = Mine._own = Mine
+    assert isinstance(Mine(3, 4), nn.LSTM)
+
+
+def test_a_constructor_of_another_base_gets_the_arguments():
+    class Counted:
+        def __new__(cls, *args):
+            made = super().__new__(cls)
+            made.__dict__["given"] = args
+            return made
+
+    class Mine(fused_rnn.LSTM, Counted):
+        pass
+
+    assert Mine(3, 4).given == (3, 4)
+
+
+def test_the_stand_in_has_the_signature():
+    assert inspect.signature(fused_rnn.GRU(3, 4).__class__) == inspect.signature(fused_rnn.GRU)

@@ -95,6 +95,26 @@ def test_output_and_state_are_two(layer, call):
     torch.testing.assert_close(leaves(state), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("call", ["step", "forward"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_output_of_a_step_may_be_changed(layer, layers, call):
+    module, x = getattr(fused_rnn, layer)(I, H, layers), torch.randn(1, N, I)
+    found = []
+    for change in (lambda y: y.mul_(2), lambda y: y * 2):
+        output, _ = module(x) if call == "forward" else module.step(x[0])
+        found.append(torch.autograd.grad(change(output).pow(2).sum(), [*module.parameters()]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_torch_asked_for_runs_its_layer():
+    ours, x = fused_rnn.LSTM(64, 128, 2), torch.randn(1, 8, 64)
+    theirs = torch.nn.LSTM(64, 128, 2)
+    theirs.load_state_dict(ours.state_dict())
+    with fused_rnn.use_backend("torch"):
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+
+
 def test_explain_of_one_step_names_its_layers():
     module = fused_rnn.GRU(I, H, 2)
     one, two = (fused_rnn.explain(module, torch.randn(steps, N, I)) for steps in (1, 2))
