@@ -87,9 +87,7 @@ class _DropIn(nn.Module):
         """Check what torch.nn's own forward, which comes next, should and does not."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if (
-            name == "qconfig" and value is not None and self._torch is not nn.RNN
-        ):  # of which there is no quantized one
+        if name == "qconfig" and self._torch is not nn.RNN:  # of which there is no quantized one
             warnings.warn(
                 f"torch.ao.quantization goes by exact types and leaves a fused_rnn."
                 f"{self._torch.__name__} in floating point; to have it quantized, call "
