@@ -204,7 +204,7 @@ def test_numbers_of_every_size_are_exact(level, scale, tolerance):
 @pytest.mark.parametrize("case", UNCARRIED.values(), ids=UNCARRIED.keys())
 def test_the_level_below_takes_what_is_refused(level, variant, case):
     name, spoil = case
-    scan = make_scan(variant, Shape(4, 32, 40, 130))
+    scan = make_scan(variant, Shape(4, 32, 40, 260))
     spoilt = scan.inputs._replace(**{name: spoil(getattr(scan.inputs, name))})
     scan = scan._replace(inputs=spoilt)
     assert_same_bits(run(level, scan), run("avx512", scan))
@@ -213,7 +213,7 @@ def test_the_level_below_takes_what_is_refused(level, variant, case):
 @amx_level
 @variants
 def test_the_level_below_takes_gradients_that_are_refused(level, variant):
-    scan = make_scan(variant, Shape(4, 32, 40, 130))
+    scan = make_scan(variant, Shape(4, 32, 40, 260))
     for scale in (torch.inf, 1e-32):
         # What forward has saved is the same: backward alone is what differs.
         gradients = tuple(g if g is None else g * scale for g in scan.gradients)
@@ -234,7 +234,7 @@ def test_the_level_below_takes_gradients_that_are_refused(level, variant):
 @amx_level
 @variants
 def test_large_scans_go_to_tiles(level, variant):
-    scan = make_scan(variant, Shape(12, 32, 130, 160))
+    scan = make_scan(variant, Shape(5, 32, 130, 260))
     found, below = (run(name, scan) for name in (level, "avx512"))
     # Sums in another order: near, and not the same everywhere.
     for name, tensor in found.items():
