@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
-from fused_rnn.layers.dropin import Cell, Layers, constructor, like
+from fused_rnn.layers.cell import Cell
+from fused_rnn.layers.dropin import Layers
 from fused_rnn.layers.proxy import rebuild
+from fused_rnn.layers.signatures import constructor, like
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "safe_globals"]
 
@@ -97,7 +99,7 @@ class LSTM(Layers[tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]])
 
     _torch = nn.LSTM
 
-    @constructor(nn.LSTM.__init__)
+    @constructor(nn.LSTM.__init__, Layers)
     def __init__(
         self,
         input_size: int,
@@ -168,7 +170,7 @@ class GRU(Layers[Tensor, PackedSequence]):
 
     _torch = nn.GRU
 
-    @constructor(nn.GRU.__init__)
+    @constructor(nn.GRU.__init__, Layers)
     def __init__(
         self,
         input_size: int,
@@ -217,7 +219,7 @@ class RNN(Layers[Tensor, PackedSequence]):
 
     _torch = nn.RNN
 
-    @constructor(nn.RNN.__init__)
+    @constructor(nn.RNN.__init__, Layers)
     def __init__(
         self,
         input_size: int,

@@ -28,6 +28,7 @@ from fused_rnn.graph.running import (
     Scan,
     backward,
     by_torch,
+    differentiable,
     fixed,
     forward,
     gradients,
@@ -122,18 +123,13 @@ def _fake_forward(name: str, cell: str, *operands: Any) -> Results:
 
 @torch.library.register_fake("fused_rnn::layer_backward")
 def _fake_backward(name: str, cell: str, *operands: Any) -> tuple[Tensor, ...]:
-    differentiable, needs = _differentiable(operands), operands[-1]
+    needs = operands[-1]
     return tuple(
         torch.empty_like(t, memory_format=torch.contiguous_format)
         if t is not None and need
         else operands[0].new_empty(0)
-        for t, need in zip(differentiable, needs, strict=True)
+        for t, need in zip(differentiable(operands), needs, strict=True)
     )
-
-
-def _differentiable(operands: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-    """Return the operands that gradients are for: all tensors but the marks."""
-    return *operands[:8], *operands[9:11]
 
 
 def _forward_by_reference(name: str, cell: str, *operands: Any) -> Results:
@@ -180,7 +176,7 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         name, cell, reverse, every_c = ctx.scan
-        needs, given = list(_differentiable(ctx.needs_input_grad[2:13])), given[:4]
+        needs, given = list(differentiable(ctx.needs_input_grad[2:13])), given[:4]
         found: tuple[Tensor | None, ...] = (None,) * len(needs)
         if any(d is not None for d in given):
             kept = ctx.saved_tensors  # once: activation checkpointing allows no second time

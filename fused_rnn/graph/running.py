@@ -13,7 +13,17 @@ from fused_rnn.backends import BACKENDS, Backend, Inputs, Marked, Problem, refer
 from fused_rnn.cells import CELLS
 from fused_rnn.scans import marks
 
-__all__ = ["WHEN_RUN", "Results", "Scan", "backward", "by_torch", "fixed", "forward", "gradients"]
+__all__ = [
+    "WHEN_RUN",
+    "Results",
+    "Scan",
+    "backward",
+    "by_torch",
+    "differentiable",
+    "fixed",
+    "forward",
+    "gradients",
+]
 
 # The backend of a node that is chosen whenever it runs.
 WHEN_RUN = ""
@@ -35,6 +45,11 @@ def by_torch(
     return *reference.forward(cell, inputs, None, reverse, True)[:3], None
 
 
+def differentiable(operands: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    """Return the operands of an op that gradients are for: all tensors but the marks."""
+    return *operands[:8], *operands[9:11]
+
+
 class Scan(NamedTuple):
     """What the operators get beside names, and what only one of them gets."""
 
@@ -48,10 +63,6 @@ class Scan(NamedTuple):
         tensors = [t if t is None else t.contiguous() for t in operands[:11]]
         marked = None if tensors[8] is None else Marked(*tensors[8:])
         return cls(Inputs(*tensors[:8]), marked, *operands[11:13])
-
-    def differentiable(self) -> tuple[Tensor | None, ...]:
-        """Return the operands that gradients are for: all tensors but the marks."""
-        return *self.inputs, *((None, None) if self.marked is None else self.marked[1:])
 
     def backend(self, name: str, cell: str, training: bool) -> Backend:
         if name != WHEN_RUN:
@@ -87,30 +98,26 @@ def _recorded() -> Iterator[None]:
 
 def forward(name: str, cell: str, *operands: Any) -> Results:
     with _without_autocast(operands[0]):
-        return _results(name, cell, *operands)
-
-
-def _results(name: str, cell: str, *operands: Any) -> Results:
-    scan, training = Scan.of(operands), operands[13]
-    backend = scan.backend(name, cell, training)
-    inputs, marked, reverse, every_c = scan
-    y: Any
-    h_n: Any
-    c_n: Any
-    c: Tensor | None = None
-    if marked is not None:
-        y, h_n, c_n, saved, c = marks.forward(
-            backend, cell, inputs, marked, reverse, training, every_c
-        )
-    elif backend is reference:
-        y, h_n, c_n, c = by_torch(cell, inputs, None, reverse, every_c)
-        saved = ()
-    elif every_c:
-        y, h_n, c_n, saved, c = backend.scan_states(cell, inputs, None, reverse, training)
-    else:
-        y, h_n, c_n, saved = backend.forward(cell, inputs, None, reverse, training)
-    c_n, c = (inputs.x.new_empty(0) if s is None else s for s in (c_n, c))
-    return y, h_n, c_n, c, *fixed(saved if training else (), inputs.x)
+        scan, training = Scan.of(operands), operands[13]
+        backend = scan.backend(name, cell, training)
+        inputs, marked, reverse, every_c = scan
+        y: Any
+        h_n: Any
+        c_n: Any
+        c: Tensor | None = None
+        if marked is not None:
+            y, h_n, c_n, saved, c = marks.forward(
+                backend, cell, inputs, marked, reverse, training, every_c
+            )
+        elif backend is reference:
+            y, h_n, c_n, c = by_torch(cell, inputs, None, reverse, every_c)
+            saved = ()
+        elif every_c:
+            y, h_n, c_n, saved, c = backend.scan_states(cell, inputs, None, reverse, training)
+        else:
+            y, h_n, c_n, saved = backend.forward(cell, inputs, None, reverse, training)
+        c_n, c = (inputs.x.new_empty(0) if s is None else s for s in (c_n, c))
+        return y, h_n, c_n, c, *fixed(saved if training else (), inputs.x)
 
 
 def fixed(saved: tuple[Tensor, ...], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,11 +133,15 @@ def backward(name: str, cell: str, *operands: Any) -> tuple[Tensor, ...]:
     backend = scan.backend(name, cell, True)
     with _recorded() if backend is reference else nullcontext():
         found = gradients(backend, cell, scan, y, saved, given, needs)
-    # No result that was used may depend on an operand: its gradient is zero then.
     return tuple(
-        y.new_empty(0) if t is None or not need else torch.zeros_like(t) if d is None else d
-        for t, need, d in zip(scan.differentiable(), needs, found, strict=True)
+        y.new_empty(0) if t is None or not need else _zeros(t) if d is None else d
+        for t, need, d in zip(differentiable(operands), needs, found, strict=True)
     )
+
+
+def _zeros(t: Tensor) -> Tensor:
+    """Return the gradient of an operand that no result which was used depends on."""
+    return torch.zeros_like(t, memory_format=torch.contiguous_format)
 
 
 def gradients(
@@ -144,34 +155,22 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of Inputs and of the state after a reset, None where not needed."""
     with _without_autocast(y):
-        return _gradients_on(backend, cell, scan, y, saved, given, needs)
-
-
-def _gradients_on(
-    backend: Backend,
-    cell: str,
-    scan: Scan,
-    y: Tensor,
-    saved: list[Tensor],
-    given: list[Tensor | None],
-    needs: list[bool],
-) -> tuple[Tensor | None, ...]:
-    inputs, marked, reverse, every_c = scan
-    dy, dh_n, dc_n, dc = given
-    # Of what is empty else.
-    dc_n, dc = None if inputs.c0 is None else dc_n, dc if every_c else None
-    if all(d is None for d in (dy, dh_n, dc_n, dc)):
-        return (None,) * len(needs)
-    saved = [t for t in saved if t.numel()]
-    if marked is not None:
-        return marks.backward(
-            backend, cell, inputs, marked, reverse, y, tuple(saved), dy, dh_n, dc_n, tuple(needs),
-            dc,
-        )  # fmt: skip
-    if not saved and backend is not reference:  # which saves nothing ever
-        saved = list(backend.forward(cell, inputs, None, reverse, True)[3])
-    more = () if dc is None else (dc,)
-    gradients = backend.backward(
-        cell, inputs, None, reverse, y, tuple(saved), dy, dh_n, dc_n, tuple(needs[:8]), *more
-    )
-    return *gradients, None, None
+        inputs, marked, reverse, every_c = scan
+        dy, dh_n, dc_n, dc = given
+        # Of what is empty else.
+        dc_n, dc = None if inputs.c0 is None else dc_n, dc if every_c else None
+        if all(d is None for d in (dy, dh_n, dc_n, dc)):
+            return (None,) * len(needs)
+        saved = [t for t in saved if t.numel()]
+        if marked is not None:
+            kept, wanted = tuple(saved), tuple(needs)
+            return marks.backward(
+                backend, cell, inputs, marked, reverse, y, kept, dy, dh_n, dc_n, wanted, dc
+            )
+        if not saved and backend is not reference:  # which saves nothing ever
+            saved = list(backend.forward(cell, inputs, None, reverse, True)[3])
+        more = () if dc is None else (dc,)
+        of_inputs = backend.backward(
+            cell, inputs, None, reverse, y, tuple(saved), dy, dh_n, dc_n, tuple(needs[:8]), *more
+        )
+        return *of_inputs, None, None

@@ -1,4 +1,4 @@
-"""What makes a module a drop-in: how a call reaches the kernels, or torch.nn's own forward.
+"""What makes a layer a drop-in: how a call reaches the kernels, or torch.nn's own forward.
 
 Constructors, parameters, argument checks and their messages are torch.nn's, inherited or borrowed.
 A call that is not plainly legal goes to torch.nn's own forward, which finds the words for what is
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial, wraps
-from inspect import signature
+from functools import partial
 from itertools import chain
-from types import CellType, FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,35 +20,28 @@ from torch.fx.proxy import TraceError
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_rnn.backends import torch_ran, transforms
-from fused_rnn.cells import CELLS
 from fused_rnn.graph.compiled import run_stack_in_graph
 from fused_rnn.layers.beyond import Beyond, PackedStates, State
 from fused_rnn.layers.proxy import Proxied
+from fused_rnn.layers.signatures import like
 from fused_rnn.scans.autocast import recast
 from fused_rnn.scans.checks import (
     Stack,
     check_batch_sizes,
-    check_cell,
     check_weights,
     foreign,
     misfit,
 )
-from fused_rnn.scans.stack import CELL_MISFIT, outside_the_graph, run_cell, run_stack
+from fused_rnn.scans.stack import outside_the_graph, run_stack
 
-__all__ = ["Cell", "Layers", "constructor", "like"]
-
-Parameters = ParamSpec("Parameters")
-Method = TypeVar("Method", bound=Callable[..., Any])
+__all__ = ["DropIn", "Layers"]
 
 _RANKS = "the arguments are not tensors of the right ranks"
 
 
-def like(method: Method) -> Callable[[Callable[..., Any]], Method]:
-    """Have type checkers take a function for one like ``method``, overloads included."""
-    return lambda function: cast("Method", function)
+class DropIn(nn.Module):
+    """What layers and cells have in common."""
 
-
-class _DropIn(nn.Module):
     _torch: ClassVar[type[nn.Module]]  # the class of torch.nn that this one stands in for
 
     def _by_torch(self, input: Any, hx: Any, reason: str) -> Any:
@@ -105,7 +96,7 @@ class _DropIn(nn.Module):
         return twin
 
 
-class Layers(Beyond[State, PackedStates], _DropIn, Proxied, nn.RNNBase):
+class Layers(Beyond[State, PackedStates], DropIn, Proxied, nn.RNNBase):
     """What LSTM, GRU and RNN have in common."""
 
     _torch: ClassVar[type[nn.RNNBase]]
@@ -350,115 +341,3 @@ class Layers(Beyond[State, PackedStates], _DropIn, Proxied, nn.RNNBase):
             if weight is not None and ref is not None and ref() is not weight:
                 return rows
         return [[next(kept) for _ in row] for row in rows]
-
-
-def constructor(
-    torchs: Callable[..., None],
-) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
-    """Run the constructor of a torch.nn layer where another one is declared.
-
-    The declared one is what editors, type checkers and :func:`inspect.signature` see, and its body
-    is not used. What runs is torch.nn's, with the arguments as they come, so that all that is wrong
-    with them is said in its words. ``device`` and ``dtype`` may stand where they are declared to:
-    torch.nn's GRU and RNN take what stands there for the size of a projection.
-    """
-    # A function that says super() remembers the class it was written in, and works in no other.
-    run = FunctionType(
-        torchs.__code__,
-        torchs.__globals__,
-        torchs.__name__,
-        torchs.__defaults__,
-        (CellType(Layers),),
-    )
-
-    def decorate(declared: Callable[Parameters, None]) -> Callable[Parameters, None]:
-        names = list(signature(declared).parameters)[1:]  # without self
-        device = len(names) if "proj_size" in names else names.index("device")
-
-        @wraps(declared)
-        def construct(self: Any, *args: Any, **kwargs: Any) -> None:
-            if len(args) > device:
-                declared(self, *args, **kwargs)  # for Python's own error if they do not fit
-                kwargs |= dict(zip(names[device:], args[device:], strict=False))
-                args = args[:device]
-            run(self, *args, **kwargs)
-
-        return cast("Callable[Parameters, None]", construct)
-
-    return decorate
-
-
-# A plain cell's nonlinearity makes no difference to its sizes.
-_CELLS: dict[type[nn.Module], str] = {
-    nn.LSTMCell: "lstm",
-    nn.GRUCell: "gru",
-    nn.RNNCell: "rnn_tanh",
-}
-
-
-class Cell(_DropIn, nn.RNNCellBase):
-    """What LSTMCell, GRUCell and RNNCell have in common."""
-
-    def _step(
-        self, cell: str | None, x: Any, h: Any, c: Any, zeros: bool
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """Run a step from h and c, or from zeros; return None if it is torch.nn's business."""
-        if cell is None or not isinstance(x, Tensor):
-            return None
-        rank = x.dim()
-        if rank == 1:
-            x = x.unsqueeze(0)
-            if not zeros:
-                if not isinstance(h, Tensor) or not (c is None or isinstance(c, Tensor)):
-                    return None
-                h, c = h.unsqueeze(0), c if c is None else c.unsqueeze(0)
-        elif rank != 2:
-            return None
-        if zeros:
-            h = x.new_zeros(x.shape[0], self.hidden_size)
-            c = h if CELLS[cell].has_cell_state else None
-        state = run_cell(cell, x, h, c, *self._weights())
-        if rank == 1 and state is not None:
-            h, c = state
-            return h.squeeze(0), c if c is None else c.squeeze(0)
-        return state
-
-    def _weights(self) -> tuple[Any, Any, Any, Any]:
-        parameters = self._parameters
-        try:
-            return (
-                parameters["weight_ih"],
-                parameters["weight_hh"],
-                parameters["bias_ih"],
-                parameters["bias_hh"],
-            )
-        except KeyError:  # parametrized, or replaced by a plain tensor
-            return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-
-    def _check_for_torch(self, input: Any, hx: Any) -> None:
-        if not isinstance(input, Tensor) or input.dim() not in (1, 2):
-            return
-        name = self._torch.__name__
-        if hx is None:
-            states = []
-        elif self._torch is not nn.LSTMCell:
-            states = [("hidden", hx)]
-        elif not isinstance(hx, (Tensor, tuple, list)):
-            return
-        elif isinstance(hx, Tensor) and input.dim() == 2:
-            raise TypeError(f"{name}: Expected hx to be a pair of tensors, got one tensor")
-        elif len(hx) != 2:
-            raise RuntimeError("lstm_cell expects two hidden states")
-        else:
-            states = [(f"hx[{i}]", state) for i, state in enumerate(hx)]
-        if all(isinstance(s, Tensor) and s.dim() in (1, 2) for _, s in states):
-            weights = self._weights()
-            gates = CELLS[_CELLS[self._torch]].gates
-            check_cell(name, gates, self.hidden_size, input, states, weights)
-
-    def _in_graph(self, input: Any, hx: Any) -> Any:
-        self._check_for_torch(input, hx)
-        return self._torch.forward(self, input, hx)
-
-    def _not_fitting(self, input: Any, hx: Any) -> Any:
-        return self._by_torch(input, hx, CELL_MISFIT)

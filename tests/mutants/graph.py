@@ -27,8 +27,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/graph/test_node.py", "tests/scans/test_marks.py"),
     ),
     Mutant(
-        "py-node-needs-of-marks",
-        "fused_rnn/graph/node.py",
+        "py-running-needs-of-marks",
+        "fused_rnn/graph/running.py",
         "return *operands[:8], *operands[9:11]",
         "return *operands[:8], *operands[8:10]",
         ("tests/scans/test_marks.py", "tests/graph/test_compile_options.py"),

@@ -48,8 +48,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/test_convert_parametrized.py", "tests/test_modules.py"),
     ),
     Mutant(
-        "py-dropin-device-by-place",
-        "fused_rnn/layers/dropin.py",
+        "py-signatures-device-by-place",
+        "fused_rnn/layers/signatures.py",
         'len(names) if "proj_size" in names else names.index("device")',
         "len(names)",
         ("tests/test_signatures.py",),
@@ -223,8 +223,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/layers/test_step.py",),
     ),
     Mutant(
-        "py-dropin-unbatched-cell-state",
-        "fused_rnn/layers/dropin.py",
+        "py-cell-unbatched-state",
+        "fused_rnn/layers/cell.py",
         "return h.squeeze(0), c if c is None else c.squeeze(0)",
         "return h.squeeze(0), c",
         ("tests/test_modules.py",),

@@ -7,10 +7,10 @@ gives to tiles is a matter of time alone.
 import pytest
 import torch
 
-from tests.backends.native.test_native import row_of_batch
+from tests.backends.native.test_native import assert_is_expected, row_of_batch
 from tests.native.core import EACH_LEVEL, EACH_TILES, GRADIENTS, assert_same_bits, bench_for, run
 from tests.native.scans import ALL_SHAPES, VARIANTS, expected_of, make_scan
-from tests.operands import Shape, assert_near, ragged
+from tests.operands import Shape, ragged
 from tests.test_import import run_python
 
 each_tiles = pytest.mark.parametrize("level", EACH_TILES)
@@ -55,14 +55,6 @@ SOME = pytest.mark.parametrize(
     [SHAPES[name] for name in ("narrow", "wide", "ragged")],
     ids=["narrow", "wide", "ragged"],
 )
-
-
-def assert_is_expected(level, scan, tolerance):
-    found, expected = run(level, scan), expected_of(scan)
-    assert found.keys() == expected.keys()
-    for name, wanted in expected.items():
-        gradient = name in GRADIENTS
-        assert_near(found[name], wanted, tolerance.gradient if gradient else tolerance.forward)
 
 
 @each_tiles
