@@ -41,6 +41,14 @@ inline Sizes sizes_of(const Tensor& t) {
   return sizes;
 }
 
+inline bool has_shape(const Tensor& t, const Sizes& shape) {
+  bool same = t.dim() == static_cast<std::int64_t>(shape.size());
+  for (std::size_t d = 0; same && d < shape.size(); ++d) {
+    same = t.size(static_cast<std::int64_t>(d)) == shape[d];
+  }
+  return same;
+}
+
 inline Dtype checked_dtype(torch::headeronly::ScalarType type) {
   switch (type) {
 #define FUSED_RNN_CASE(name, stored, compute) \
@@ -65,7 +73,7 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 
 // `t`, contiguous, after checking that it has this shape and goes with x.
 inline Tensor checked(const Tensor& t, const char* name, const Sizes& shape, const Tensor& x) {
-  STD_TORCH_CHECK(sizes_of(t) == shape, "fused_rnn: ", name, " should have shape ",
+  STD_TORCH_CHECK(has_shape(t, shape), "fused_rnn: ", name, " should have shape ",
                   to_string(shape), ", got ", to_string(sizes_of(t)));
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), "fused_rnn: ", name,
                   " should have the dtype of x, ", torch::headeronly::toString(x.scalar_type()),

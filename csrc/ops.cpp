@@ -76,6 +76,21 @@ struct Cpu {
     return out;
   }
 
+  static std::array<Tensor, 2> step(CellKind cell, const Operands& in) {
+    STD_TORCH_CHECK(in.x.dim() == 2, "fused_rnn: x should have 2 dimensions (N, I), got ",
+                    in.x.dim());
+    ForwardArgs a{};
+    fill(a, in, cell, false);
+    const bool lstm = cell == CellKind::kLstm;
+    std::array<Tensor, 2> out{in.empty({in.N, in.H}), lstm ? in.empty({in.N, in.H}) : in.h0};
+    a.y = a.h_n = write(out[0]);
+    a.c_n = lstm ? write(out[1]) : nullptr;
+    if (in.N > 0) {
+      cpu::level().forward(a);
+    }
+    return out;
+  }
+
   static std::array<Tensor, 8> backward(CellKind cell, const Operands& in, bool reverse,
                                         const Incoming& given) {
     BackwardArgs a{};
@@ -143,6 +158,7 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
   implement_ops<Cpu>(m);
+  implement_steps<Cpu>(m);
   implement_marked_ops<NoMarks>(m);
 }
 

@@ -4,6 +4,8 @@
 //   y, h_n, c_n (LSTM; else h0), c (every step's; empty where not wanted), saved:
 //     static std::array<Tensor, 5> forward(CellKind, const Operands&, bool reverse, bool training,
 //                                          bool every_c)
+//   h and c (LSTM) after a single step that keeps nothing for backward; on a CPU only:
+//     static std::array<Tensor, 2> step(CellKind, const Operands&)
 //   gradients of x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr; empty where bit i of `needs` is not set:
 //     static std::array<Tensor, 8> backward(CellKind, const Operands&, bool reverse,
 //                                           const Incoming&)
@@ -38,6 +40,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};
 }
 
+// Fewer arguments and results than a scan of one step has: on a CPU the call of an op costs as much as
+// a small step.
+template <class K>
+std::tuple<Tensor, Tensor> lstm_step(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh,
+                                     Maybe b_ih, Maybe b_hh) {
+  const Operands in(CellKind::kLstm, x, h0, c0, w_ih, w_hh, b_ih, b_hh, std::nullopt, std::nullopt);
+  auto out = K::step(CellKind::kLstm, in);
+  return {out[0], out[1]};
+}
+
+template <class K, CellKind kCell>
+Tensor simple_step(Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Maybe b_ih, Maybe b_hh) {
+  const Operands in(kCell, x, h0, std::nullopt, w_ih, w_hh, b_ih, b_hh, std::nullopt, std::nullopt);
+  return K::step(kCell, in)[0];
+}
+
 using Forward = std::tuple<Tensor, Tensor, Tensor>;
 using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
@@ -69,7 +87,9 @@ Backward simple_backward(Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Maybe b_
       "_backward(Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "     \
       "Tensor? batch_sizes, bool reverse, Tensor y, Tensor saved, Tensor? dy, Tensor? dh_n, int " \
       "needs) "                                                                                   \
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",                                      \
+      cell                                                                                        \
+      "_step(Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh) -> Tensor"
 
 template <class Library>
 void define_ops(Library& m) {
@@ -85,6 +105,9 @@ void define_ops(Library& m) {
       "Tensor? dh_n, "
       "Tensor? dc_n, int needs, Tensor? dc=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor, Tensor)");
+  m.def(
+      "lstm_step(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
+      "Tensor? b_hh) -> (Tensor, Tensor)");
   for (const char* schema : {FUSED_RNN_SIMPLE_OPS("gru"), FUSED_RNN_SIMPLE_OPS("rnn_tanh"),
                              FUSED_RNN_SIMPLE_OPS("rnn_relu")}) {
     m.def(schema);
@@ -101,6 +124,14 @@ void implement_ops(Library& m) {
   m.impl("rnn_tanh_backward", TORCH_BOX((&simple_backward<K, CellKind::kRnnTanh>)));
   m.impl("rnn_relu_forward", TORCH_BOX((&simple_forward<K, CellKind::kRnnRelu>)));
   m.impl("rnn_relu_backward", TORCH_BOX((&simple_backward<K, CellKind::kRnnRelu>)));
+}
+
+template <class K, class Library>
+void implement_steps(Library& m) {
+  m.impl("lstm_step", TORCH_BOX(&lstm_step<K>));
+  m.impl("gru_step", TORCH_BOX((&simple_step<K, CellKind::kGru>)));
+  m.impl("rnn_tanh_step", TORCH_BOX((&simple_step<K, CellKind::kRnnTanh>)));
+  m.impl("rnn_relu_step", TORCH_BOX((&simple_step<K, CellKind::kRnnRelu>)));
 }
 
 }  // namespace fused_rnn

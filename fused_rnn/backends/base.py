@@ -100,6 +100,14 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Return y (T, N, R) | (rows, R), h_n (N, R), c_n (N, H) | None, and what to save."""
 
+    def step(
+        self, cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return h and c (N, H) after a single step of x (N, I), as :meth:`forward` without training.
+
+        ``weights`` are w_ih, w_hh, b_ih and b_hh. Optional: where it is there, it is faster.
+        """
+
     def saved(self, cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
         """Return empty tensors of the sizes and dtypes that a training forward saves.
 

@@ -126,13 +126,25 @@ _FORMULAS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
 }
 
 
+def _lstm_step(x: Shape, h0: Shape, c0: Shape, *weights: Any, **_: Any) -> int:
+    return _forward(x, weights[0], weights[1])
+
+
+_STEPS: dict[str, Callable[..., int]] = {**dict.fromkeys(CELLS, _simple_forward), "lstm": _lstm_step}
+
+
 def _register(counter: ModuleType) -> None:
-    for name, formulas in _FORMULAS.items():
-        for way, formula in zip(("forward", "backward"), formulas, strict=True):
-            # Without the module for CUDA, or without any, there are not all of them.
-            op = getattr(torch.ops.fused_rnn, f"{name}_{way}", None)
-            if op is not None:
-                counter.register_flop_formula(op)(partial(_without_results, formula))
+    formulas = {
+        f"{name}_{way}": formula
+        for name, both in _FORMULAS.items()
+        for way, formula in zip(("forward", "backward"), both, strict=True)
+    }
+    formulas.update((f"{name}_step", formula) for name, formula in _STEPS.items())
+    for name, formula in formulas.items():
+        # Without the module for CUDA, or without any, there are not all of them.
+        op = getattr(torch.ops.fused_rnn, name, None)
+        if op is not None:
+            counter.register_flop_formula(op)(partial(_without_results, formula))
 
 
 def _without_results(formula: Callable[..., int], *args: Any, out_shape: Any, **others: Any) -> int:

@@ -100,7 +100,13 @@ def scan_both(
 
 
 def step(
-    backend: Backend, cell: str, training: bool, x: Tensor, *others: Tensor | None
+    backend: Backend,
+    cell: str,
+    training: bool,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    *weights: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Run one step on a backend, differentiably: a scan of length one.
 
@@ -109,12 +115,16 @@ def step(
         cell: a key of :data:`fused_rnn.cells.CELLS`
         training: whether grad mode is on and an operand needs a gradient
         x: (N, I)
-        others: the rest of :class:`fused_rnn.backends.Inputs`
+        h, c: the states (N, H), None for a cell without cell state
+        weights: w_ih, w_hh, b_ih and b_hh
     """
     if training and backend is not reference:
-        return _Step.apply(backend, cell, x, *others)
-    _, h, c, _ = backend.forward(cell, Inputs(x, *others), None, False, False)
-    return h, c
+        return _Step.apply(backend, cell, x, h, c, *weights, None)
+    alone = getattr(backend, "step", None)
+    if alone is not None:
+        return alone(cell, x, h, c, *weights)
+    _, h_n, c_n, _ = backend.forward(cell, Inputs(x, h, c, *weights, None), None, False, False)
+    return h_n, c_n
 
 
 def _by_hand() -> bool:

@@ -79,10 +79,10 @@ def run_cell(
         if backend is None:
             state = torch_cell(cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
         elif backend.checks_operands:
-            state = autograd.step(backend, cell, training, x, h, c, w_ih, w_hh, b_ih, b_hh, None)
+            state = autograd.step(backend, cell, training, x, h, c, w_ih, w_hh, b_ih, b_hh)
         elif cell_fits(cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
             dense = (t if t is None else t.contiguous() for t in (x, h, c, w_ih, w_hh, b_ih, b_hh))
-            state = autograd.step(backend, cell, training, *dense, None)
+            state = autograd.step(backend, cell, training, *dense)
         else:
             return None
     except Exception:

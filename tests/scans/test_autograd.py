@@ -280,7 +280,7 @@ def test_a_step_is_a_scan_of_one(rules, cell, dtype, tolerance, device):
     inputs, _ = make_inputs((cell, False), SHAPES["one-step"], dtype, device)
     skip_unless_supported(rules, cell, inputs, None)
     a, b = needing(inputs), needing(as_double(inputs))
-    h, c = autograd.step(rules, cell, True, a.x[0], *a[1:])
+    h, c = autograd.step(rules, cell, True, a.x[0], *a[1:7])
     _, h_n, c_n = autograd.scan(reference, cell, b, None, False)
     gradients = cotangents([h, c])
     used = [(r, g.to(r)) for r, g in zip((h, c), gradients, strict=True) if r is not None]
@@ -301,7 +301,7 @@ def test_gradients_of_a_step_have_gradients(rules, cell, device):
     def run(x, *given):
         rest = iter(given)
         others = [t if t is None else next(rest) for t in inputs[1:]]
-        return tuple(present(autograd.step(rules, cell, True, x[0], *others)))
+        return tuple(present(autograd.step(rules, cell, True, x[0], *others[:6])))
 
     operands = present(needing(inputs))
     assert gradcheck(run, operands, fast_mode=True, check_batched_grad=True)
@@ -312,7 +312,7 @@ def test_gradients_of_a_step_have_gradients(rules, cell, device):
 def test_what_the_backward_of_a_step_reads_must_not_change(rules, cell, name, device):
     inputs, _ = make_inputs((cell, False), SHAPES["one-step"], device=device)
     inputs = Inputs(*(t if t is None else t.clone() for t in needing(inputs)))
-    h, _ = autograd.step(rules, cell, True, inputs.x[0], *inputs[1:])
+    h, _ = autograd.step(rules, cell, True, inputs.x[0], *inputs[1:7])
     with torch.no_grad():
         getattr(inputs, name).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

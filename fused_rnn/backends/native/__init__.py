@@ -44,6 +44,7 @@ __all__ = [
     "saved",
     "scan_states",
     "simd_level",
+    "step",
     "supports",
     "takes_both",
     "takes_marks",
@@ -58,6 +59,7 @@ _OLDEST_GPU = (7, 5)
 _BOTH = "bidirectional"
 _FORWARD: dict[str, Any] = {}
 _BACKWARD: dict[str, Any] = {}
+_STEP: dict[str, Any] = {}
 
 
 def available() -> str | None:
@@ -126,6 +128,22 @@ def forward(
         raise_out_of_memory(error, x.device)
         raise
     return y, h_n, None, (saved,)
+
+
+def step(
+    cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """See :meth:`fused_rnn.backends.Backend.step`."""
+    if not x.is_cpu:
+        _, h_n, c_n, _ = forward(cell, Inputs(x, h, c, *weights, None), None, False, False)
+        return h_n, c_n
+    try:
+        if cell == "lstm":
+            return _STEP[cell](x, h, c, *weights)
+        return _STEP[cell](x, h, *weights), None
+    except RuntimeError as error:
+        raise_out_of_memory(error, x.device)
+        raise
 
 
 def scan_states(
@@ -283,6 +301,9 @@ def _load_cuda() -> str | None:
 _cuda_missing: str | None = None
 if _missing is None:
     _register(*CELLS)
+    for _cell in CELLS:
+        _STEP[_cell] = getattr(torch.ops.fused_rnn, f"{_cell}_step").default
+        fakes.register_step(f"fused_rnn::{_cell}_step")
     marked.register()
     _cuda_missing = _load_cuda()
     if _cuda_missing is None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["register"]
+__all__ = ["register", "register_step"]
 
 
 def register(name: str) -> None:
@@ -15,6 +15,21 @@ def register(name: str) -> None:
     forward, backward = _SHAPES.get(name.partition("::")[2], (_simple_forward, _simple_backward))
     torch.library.register_fake(f"{name}_forward", forward)
     torch.library.register_fake(f"{name}_backward", backward)
+
+
+def register_step(op: str) -> None:
+    """Tell torch what an op of a single step returns: the states."""
+    torch.library.register_fake(op, _lstm_step if op.endswith("lstm_step") else _simple_step)
+
+
+def _lstm_step(*args: Any) -> tuple[Tensor, Tensor]:
+    _check_devices(*args)
+    return args[1].new_empty(args[1].shape), args[2].new_empty(args[2].shape)
+
+
+def _simple_step(*args: Any) -> Tensor:
+    _check_devices(*args)
+    return args[1].new_empty(args[1].shape)
 
 
 def _check_devices(*args: Any) -> None:

@@ -70,6 +70,35 @@ def test_opcheck_of_a_single_step(variant, device):
     check_both_ways(variant, {**named, "x": named["x"][0]})
 
 
+def of_a_step(variant, dtype=torch.float32):
+    """Return the operands of a scan of one step, and those of the op for a step alone."""
+    named = operands(variant, dtype=dtype)
+    named["x"] = named["x"][0]
+    if named.get("w_hr") is not None:
+        pytest.skip("a step has no projection")
+    alone = {name: t for name, t in named.items() if name not in ("w_hr", "batch_sizes")}
+    return named, alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_step_has_the_bits_of_a_scan_of_one(variant, dtype):
+    cell, _ = variant
+    named, alone = of_a_step(variant, dtype)
+    _, *states, _ = op(cell, "forward")(*named.values(), False, False)
+    found = op(cell, "step")(*alone.values())
+    found = found if cell == "lstm" else [found]
+    for state, wanted in zip(found, states[: len(found)], strict=True):
+        assert torch.equal(state, wanted)
+    opcheck(op(cell, "step"), tuple(alone.values()))
+
+
+@pytest.mark.parametrize("x", [torch.ones(3, 2, 3), torch.ones(3)], ids=["3-D", "1-D"])
+def test_a_step_wants_a_matrix(variant, x):
+    _, alone = of_a_step(variant)
+    with pytest.raises(RuntimeError, match="x should have .*2 .*got"):
+        op(variant[0], "step")(*{**alone, "x": x}.values())
+
+
 def test_gradients_not_needed_are_empty(variant, device):
     cell, _ = variant
     args = (*operands(variant, device=device).values(), False)
