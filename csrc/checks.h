@@ -73,8 +73,8 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 
 // `t`, contiguous, after checking that it has this shape and goes with x.
 inline Tensor checked(const Tensor& t, const char* name, const Sizes& shape, const Tensor& x) {
-  STD_TORCH_CHECK(has_shape(t, shape), "fused_rnn: ", name, " should have shape ",
-                  to_string(shape), ", got ", to_string(sizes_of(t)));
+  STD_TORCH_CHECK(has_shape(t, shape), "fused_rnn: ", name, " should have shape ", to_string(shape),
+                  ", got ", to_string(sizes_of(t)));
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), "fused_rnn: ", name,
                   " should have the dtype of x, ", torch::headeronly::toString(x.scalar_type()),
                   ", got ", torch::headeronly::toString(t.scalar_type()));

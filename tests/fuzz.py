@@ -128,7 +128,7 @@ def call(fuzz, kind, cell):
     return lambda: run(x, hx), x, hx, weights
 
 
-def main(kind: str, seed: int = 0, calls: int = 1000) -> None:
+def main(kind: str, seed: int = 0, calls: int = 2000) -> None:
     """Make the calls; print how many returned and how many raised, and every wrong one."""
     warnings.simplefilter("ignore")
     fuzz, returned, raised = Fuzz(seed), 0, 0

@@ -24,7 +24,9 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 CODE = {name: blocks for name, text in PAGES.items() if (blocks := BLOCK.findall(text))}
-MODULES = ["modules", "layers.beyond", "layers.step", "functional", "backends", "convert", "explain"]
+MODULES = [
+    "modules", "layers.beyond", "layers.step", "functional", "backends", "convert", "explain"
+]  # fmt: skip
 NEEDED = {"docs/graphs.md": "onnxscript"}
 
 

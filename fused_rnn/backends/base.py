@@ -103,7 +103,7 @@ class Backend(Protocol):
     def step(
         self, cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return h and c (N, H) after a single step of x (N, I), as :meth:`forward` without training.
+        """Return h and c (N, H) after a step of x (N, I), as :meth:`forward` without training.
 
         ``weights`` are w_ih, w_hh, b_ih and b_hh. Optional: where it is there, it is faster.
         """

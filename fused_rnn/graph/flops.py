@@ -130,7 +130,10 @@ def _lstm_step(x: Shape, h0: Shape, c0: Shape, *weights: Any, **_: Any) -> int:
     return _forward(x, weights[0], weights[1])
 
 
-_STEPS: dict[str, Callable[..., int]] = {**dict.fromkeys(CELLS, _simple_forward), "lstm": _lstm_step}
+_STEPS: dict[str, Callable[..., int]] = {
+    **dict.fromkeys(CELLS, _simple_forward),
+    "lstm": _lstm_step,
+}
 
 
 def _register(counter: ModuleType) -> None:

@@ -318,19 +318,24 @@ def check_cell(
             )
     if transforms.jit_traces():  # to which sizes are no numbers
         return
-    w_ih, w_hh, *biases = weights
+    w_ih, w_hh, b_ih, b_hh = weights
+    rows = gates * size
+    if (
+        w_hh.shape == (rows, size)
+        and w_ih.dim() == 2
+        and len(w_ih) == rows
+        and (b_ih is None or b_ih.shape == (rows,))
+        and (b_hh is None or b_hh.shape == (rows,))
+    ):
+        return  # the common case, in a microsecond
     for label, w in (("weight_ih", w_ih), ("weight_hh", w_hh)):
         if w.dim() != 2:
             raise RuntimeError(f"{name}: {label} should be 2D, got {w.dim()}D")
-    rows = gates * size
-    square = w_ih.shape[0] == rows and w_hh.shape == (rows, size)
-    if square and all(b is None or b.shape == (rows,) for b in biases):
-        return  # the common case, in a microsecond
     expected: list[tuple[str, Any, tuple[int, ...]]] = [
         ("weight_ih", w_ih, (rows, w_ih.shape[1])),
         ("weight_hh", w_hh, (rows, size)),
     ]
-    expected += [(n, b, (rows,)) for n, b in zip(("bias_ih", "bias_hh"), biases, strict=True)]
+    expected += [(n, b, (rows,)) for n, b in (("bias_ih", b_ih), ("bias_hh", b_hh))]
     for label, t, shape in expected:
         if t is not None and t.shape != shape:
             raise RuntimeError(f"{name}: {label} should be {shape}, got {tuple(t.shape)}")

@@ -43,6 +43,15 @@ def test_kernel_is_the_reference(kernel, variant, shape, reverse, dtype, toleran
         assert_near(actual, wanted, tolerance.gradient)
 
 
+# A path of its own. For the interpreter, which takes no more than pairs of the parameters above.
+@pytest.mark.parametrize("variant", [("lstm", True)], ids=["projected"])
+@pytest.mark.parametrize("shape", [ragged((4, 1, 3, 3), 2, 9)], ids=["ragged"])
+@pytest.mark.parametrize("reverse", [True], ids=["reverse"])
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+def test_ragged_reverse_and_projected(kernel, variant, shape, reverse, dtype, tolerance, device):
+    test_kernel_is_the_reference(kernel, variant, shape, reverse, dtype, tolerance, device)
+
+
 # More rows than forward or backward take at a time; ragged ones with whole vectors of h.
 @pytest.mark.parametrize(
     "shape",

@@ -52,6 +52,11 @@ inline std::vector<Sizes> team_sizes() {
       {3, 60, 5, 33}, {3, 9, 7, 90, false}, {8, 40, 9, 40, true, falling(40, 5)}, {2, 5, 700, 395}};
 }
 
+// Takes more time than all others together, for one more way to cut a product: it is run once.
+inline bool is_large(const Sizes& sizes) { return sizes.I * sizes.H > 100000; }
+// Takes most of the rest, to be cut into chunks, which knows no element type.
+inline bool is_cut(const Sizes& sizes) { return sizes.T * sizes.N > 300; }
+
 struct Variant {
   const char* name;
   CellKind cell;

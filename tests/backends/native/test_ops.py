@@ -95,7 +95,7 @@ def test_a_step_has_the_bits_of_a_scan_of_one(variant, dtype):
 @pytest.mark.parametrize("x", [torch.ones(3, 2, 3), torch.ones(3)], ids=["3-D", "1-D"])
 def test_a_step_wants_a_matrix(variant, x):
     _, alone = of_a_step(variant)
-    with pytest.raises(RuntimeError, match="x should have .*2 .*got"):
+    with pytest.raises(RuntimeError, match=r"x should have .*2 .*got"):
         op(variant[0], "step")(*{**alone, "x": x}.values())
 
 

@@ -15,6 +15,7 @@ from tests.backends.test_kernels import (  # noqa: F401 (the same tests, with th
     test_inference_computes_what_training_does,
     test_kernel_is_the_reference,
     test_operands_stand_anywhere_in_their_storage,
+    test_ragged_reverse_and_projected,
     test_two_runs_are_bit_equal,
 )
 from tests.operands import RAGGED, SHAPES, Shape, ragged
