@@ -73,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
         device=torch.device("cuda", 0) if on_gpu else torch.device("cpu"),
         threads=options.threads,
         quick=options.quick,
+        full=options.full,
         wait_seconds=options.wait,
         seconds=options.seconds
         or (QUICK_SECONDS if options.quick else GPU_SECONDS if on_gpu else SECONDS),

@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--growth",
         action="store_true",
-        help="cost per unit of work along each size; --plot draws it: some ten minutes",
+        help="cost per unit of work along each size; --plot draws it: a quarter of an hour",
     )
     instead.add_argument(
         "--judge",

@@ -61,6 +61,8 @@ _EVERY_DTYPE = {
     Shape(35, 20, 650, 650),
     Shape(20, 256, 128, 128),
 }
+# And on one thread: those, and all of one sequence.
+_ONE_THREAD = _EVERY_DTYPE | {shape for shape, _ in _DENSE if shape.N == 1}
 
 
 def cpu_cases() -> list[Case]:
@@ -90,12 +92,13 @@ def _of_shape(
     kinds, cases = tuple(kinds), []
     for dtype, asked in (
         ("fp32", True),
-        ("bf16", dense),
+        ("bf16", dense and (cell != "rnn" or shape in _EVERY_DTYPE)),
         ("autocast", dense and shape in _EVERY_DTYPE),
         ("fp16", dense and shape in _EVERY_DTYPE and cell != "rnn"),
     ):
         for threads in (None, 1):
-            usual = asked if threads is None else dense and dtype == "fp32" and cell != "rnn"
+            alone = dtype == "fp32" and shape in _ONE_THREAD and dense and cell != "rnn"
+            usual = asked if threads is None else alone
             first = quick and threads is None and _is_quick(cell, shape, dtype)
             cases += [Case(cell, kind, shape, first, dtype, threads, not usual) for kind in kinds]
     return cases

@@ -65,7 +65,7 @@ def _draw(panel: Axes, axis: Axis, points: Sequence[Point]) -> None:
                 look = {"linewidth": 1.4, "marker": marker, "markersize": 4}
                 panel.plot(*zip(*found, strict=True), line, color=colour, label=label, **look)
     panel.set_xscale("log", base=2)
-    ticks = axis.values[:: 1 + len(axis.values) // 6]
+    ticks = axis.values[:: -1 - (len(axis.values) - 1) // 6]
     panel.set_xticks(ticks, [str(value) for value in ticks], fontsize=8)
     panel.minorticks_off()
     panel.tick_params(axis="y", labelsize=8)

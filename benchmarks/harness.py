@@ -35,7 +35,7 @@ _TOLERANCE = {
 
 _CELL_SHARE = 0.4  # of the seconds of other cases: calls of microseconds settle sooner
 # Of a CPU's cases in other dtypes or on one thread: two peers instead of four.
-_PAIR_SHARE = 0.5
+_PAIR_SHARE = 0.4
 
 
 class WrongAnswerError(Exception):
@@ -131,16 +131,24 @@ class Harness:
         for name, timing in timings.items():
             result.peers[name].timing = timing
         for name in (BASELINE, OURS):
-            if result.peers[name].timing and not case.single_cell and case.threads is None:
+            if result.peers[name].timing and self._takes_memory(case):
                 result.peers[name].peak_bytes = self._memory.measure(case, name)
                 if isinstance(self._memory, CudaMemory):
                     kept = self._memory.activations(case, name)
                     result.peers[name].activation_bytes = kept
 
+    def _paired(self, case: Case) -> bool:
+        return self._settings.device.type == "cpu" and (case.dtype != "fp32" or bool(case.threads))
+
     def _seconds(self, case: Case) -> float:
-        paired = self._settings.device.type == "cpu" and (case.dtype != "fp32" or case.threads)
-        share = _CELL_SHARE if case.single_cell else _PAIR_SHARE if paired else 1.0
+        share = _CELL_SHARE if case.single_cell else _PAIR_SHARE if self._paired(case) else 1.0
         return self._settings.seconds * share
+
+    def _takes_memory(self, case: Case) -> bool:
+        """Whether a process is started for each peak; a thread's is that of all."""
+        if case.single_cell or case.threads:
+            return False
+        return self._settings.full or not self._paired(case)
 
     def _time(
         self, calls: Mapping[str, Callable[[], Any]], seconds: float, result: CaseResult

@@ -31,6 +31,7 @@ class Settings:
     device: torch.device
     threads: int = 2
     quick: bool = False
+    full: bool = False
     seconds: float = 3.0  # of samples per case, all peers together
     compile_seconds: float = 240.0  # of compilation left to the whole run
     wait_seconds: float = 0.0  # left to the whole run for other work to end and for second tries

@@ -117,6 +117,16 @@ def test_ours_and_torch_agree_and_ours_says_what_ran(monkeypatch, dtype, kind):
     assert result.peers[OURS].peak_bytes is None  # a thread's is that of all
 
 
+def test_memory_of_other_dtypes_is_measured_by_the_full_product():
+    case = Case("lstm", "inference", SHAPE)
+    for full in (False, True):
+        with closing(PeakMemory(1)) as memory:
+            of = Harness(Settings(CPU, full=full), memory)
+        assert of._takes_memory(case)
+        assert of._takes_memory(replace(case, dtype="bf16")) is full
+        assert not of._takes_memory(replace(case, threads=1))
+
+
 def test_a_case_runs_on_its_threads_and_the_next_on_the_runs(monkeypatch):
     seen = []
 
