@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -17,9 +17,11 @@ import torch
 
 from fused_rnn import command
 
-from . import machine, machine_cuda
-from .bar import judge
-from .cases import Case, all_cases, choose
+from . import growth, judging, machine, machine_cuda, sampler
+from .arguments import GPU_SECONDS, QUICK_SECONDS, SECONDS, clash, parser
+from .bar import has_tiles, judge
+from .cases import Case, choose
+from .cases_cpu import cpu_cases
 from .cases_cuda import cuda_cases, grid_cases
 from .harness import Harness
 from .kernels import measure_kernels
@@ -31,48 +33,93 @@ from .plots import plot
 from .progress import Progress
 from .report import Run, render, write_json
 from .report_cuda import judge_cuda, render_cuda
-from .timing import CLOCKS
 
 _RESULTS = Path(__file__).parent / "results"
-_SECONDS, _GPU_SECONDS, _QUICK_SECONDS = 3.0, 1.0, 0.6  # of samples per case
 _RATE_SECONDS, _QUICK_RATE_SECONDS = 0.1, 0.03  # per shape of the sgemm rate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 where a peer computed something wrong."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    on_gpu = (options.device or ("cpu" if _no_kernels_for_cuda() else "cuda")) == "cuda"
-    if on_gpu and not options.list and (reason := _no_kernels_for_cuda()):
-        parser.error(f"--device cuda: {reason}")
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    table = all_cases() if not on_gpu else grid_cases() if options.grid else cuda_cases()
-    try:
-        cases = choose(table, options.filter, options.quick)
-    except re.error as error:
-        parser.error(f"--filter {options.filter!r} is no regular expression: {error}")
-    if not cases:
-        parser.error(f"--filter {options.filter!r} matches no case; --list shows them")
-    if options.list:
-        print("\n".join(case.id for case in cases))
-        return 0
+    arguments_of = parser()
+    options = arguments_of.parse_args(arguments)
+    if reason := clash(options):
+        arguments_of.error(reason)
     if options.plot and not find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib, which is not installed")
+        arguments_of.error("--plot needs matplotlib, which is not installed")
+    try:
+        re.compile(options.filter or "")
+    except re.error as error:
+        arguments_of.error(f"--filter {options.filter!r} is no regular expression: {error}")
+    try:
+        return _run(options)
+    except _NothingError as reason:
+        arguments_of.error(str(reason))
+
+
+class _NothingError(Exception):
+    """Nothing can be measured as asked for; the message is what the command line says."""
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.judge:
+        return _judge(options.judge)
+    beside = options.sample is not None or options.growth
+    missing = None if beside else _no_kernels_for_cuda()
+    on_gpu = (options.device or ("cpu" if beside or missing else "cuda")) == "cuda"
+    if on_gpu and not options.list and missing:
+        raise _NothingError(f"--device cuda: {missing}")
     torch.set_num_threads(options.threads)
     settings = Settings(
-        device=device,
+        device=torch.device("cuda", 0) if on_gpu else torch.device("cpu"),
         threads=options.threads,
         quick=options.quick,
+        full=options.full,
         wait_seconds=options.wait,
         seconds=options.seconds
-        or (_QUICK_SECONDS if options.quick else _GPU_SECONDS if on_gpu else _SECONDS),
+        or (QUICK_SECONDS if options.quick else GPU_SECONDS if on_gpu else SECONDS),
     )
     if options.options:
         return 0 if run_options(settings, options.json) else 1
-    run, interrupted = _measure(cases, settings, options.filter)
+    if options.sample is not None:
+        return 0 if sampler.run(settings, options.sample, options.seed or 0, options.json) else 1
+    if options.growth:
+        series = growth.choose(options.filter, options.quick)
+        if not series:
+            raise _NothingError(f"--filter {options.filter!r} matches no series of --growth")
+        growth.run(settings, series, options.json, options.plot, options.seconds)
+        return 0
+    cases = _cases(options, on_gpu)
+    if options.list:
+        print("\n".join(case.id for case in cases))
+        return 0
+    return _run_cases(cases, settings, options)
+
+
+def _judge(paths: Sequence[Path]) -> int:
+    try:
+        judging.judge_files(paths, colour=sys.stdout.isatty())
+    except (OSError, ValueError) as error:
+        raise _NothingError(f"--judge: {error}") from error
+    return 0
+
+
+def _cases(options: argparse.Namespace, on_gpu: bool) -> list[Case]:
+    table = cpu_cases() if not on_gpu else grid_cases() if options.grid else cuda_cases()
+    # On one thread the run's cases are the very ones.
+    table = [case for case in table if case.threads != options.threads]
+    cases = choose(table, options.filter, options.quick, options.full)
+    if not cases:
+        more = "" if options.full else ", --full has more"
+        raise _NothingError(f"--filter {options.filter!r} matches no case; --list shows them{more}")
+    return cases
+
+
+def _run_cases(cases: Sequence[Case], settings: Settings, options: argparse.Namespace) -> int:
+    on_gpu = settings.device.type == "cuda"
+    run, interrupted = _measure(cases, settings, options)
     print((render_cuda if on_gpu else render)(run, colour=sys.stdout.isatty()))
     if on_gpu and not options.json and not options.filter:
-        options.json = _RESULTS / f"{machine_cuda.file_name(device)}.json"
+        options.json = _RESULTS / f"{machine_cuda.file_name(settings.device)}.json"
     if options.json:
         write_json(run, options.json)
     if options.plot:
@@ -93,7 +140,9 @@ def _no_kernels_for_cuda() -> str | None:
     return native.cuda_missing()
 
 
-def _measure(cases: Sequence[Case], settings: Settings, pattern: str | None) -> tuple[Run, bool]:
+def _measure(
+    cases: Sequence[Case], settings: Settings, options: argparse.Namespace
+) -> tuple[Run, bool]:
     """Measure the cases; an interrupt keeps those that are done."""
     start, interrupted = time.perf_counter(), False
     on_gpu = settings.device.type == "cuda"
@@ -105,7 +154,8 @@ def _measure(cases: Sequence[Case], settings: Settings, pattern: str | None) -> 
             "threads": settings.threads,
             "device": str(settings.device),
             "quick": settings.quick,
-            "filter": pattern,
+            "full": options.full,
+            "filter": options.filter,
             "seconds_per_case": settings.seconds,
             "wait_seconds": settings.wait_seconds,
             "compile_seconds": settings.compile_seconds,
@@ -133,7 +183,7 @@ def _measure(cases: Sequence[Case], settings: Settings, pattern: str | None) -> 
         run.kernels = list(measure_kernels(settings.device, run.copy_gbytes))
         run.verdicts = judge_cuda(run.results, run.kernels)
     else:
-        run.verdicts = judge(run.results, run.sgemm_gflops)
+        run.verdicts = judge(run.results, run.sgemm_gflops, has_tiles(run.machine))
     run.seconds = round(time.perf_counter() - start, 1)
     return run, interrupted
 
@@ -147,53 +197,6 @@ def _rates(device: torch.device, seconds: float) -> dict[str, Any]:
     if device.type == "cuda":
         return machine_cuda.measure_gpu_rates(device, seconds)
     return machine.measure_rates(seconds)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few cases and rounds: under 90 s")
-    parser.add_argument(
-        "--filter",
-        metavar="TEXT",
-        help="only cases whose id has this substring or regular expression",
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the speed-ups")
-    parser.add_argument("--threads", type=_positive(int), default=2, help="default: 2")
-    parser.add_argument(
-        "--device", choices=sorted(CLOCKS), help="default: cuda where there are kernels for it"
-    )
-    parser.add_argument("--grid", action="store_true", help="every size, on a GPU: an hour")
-    parser.add_argument(
-        "--seconds",
-        type=_positive(float),
-        help=f"of samples per case; default: {_SECONDS:g}, or {_GPU_SECONDS:g} on a GPU",
-    )
-    parser.add_argument(
-        "--wait",
-        type=_positive(float),
-        default=0.0,
-        metavar="SECONDS",
-        help="in all, for other work to leave the cores, and to repeat cases that it disturbed",
-    )
-    parser.add_argument("--list", action="store_true", help="print the cases' ids and stop")
-    parser.add_argument(
-        "--options",
-        action="store_true",
-        help="instead: resets, single steps and recomputation; status 1 where the bar is not met",
-    )
-    return parser
-
-
-def _positive(kind: type[int | float]) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above zero")
-        return value
-
-    convert.__name__ = kind.__name__  # argparse names it in its message
-    return convert
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What is measured: the table of cases, and how much work each case is.
+"""What a case is, how much work it is, and which cases a run takes.
 
-A case is a cell, a kind of call and a shape. To measure another shape, add a row to one of the
-tables below.
+A case is a cell, a kind of call, a shape, a dtype and a number of threads. The tables stand in
+``cases_cpu`` and ``cases_cuda``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,22 @@ KINDS = {
     "cell-training": "single cell call and its backward",
 }
 
-#: What tensors are stored in; tf32 is float32 with rounded operands of matrix products.
+#: What tensors are stored in; tf32 is float32 with rounded operands of matrix products, autocast
+#: is float32 under torch.autocast in bfloat16.
 DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
+    "autocast": torch.float32,
     "fp16": torch.float16,
+}
+#: The dtypes as headings say them.
+DTYPE_TITLES = {
+    "fp32": "float32",
+    "tf32": "float32 with TF32",
+    "bf16": "bfloat16",
+    "autocast": "float32 under autocast to bfloat16",
+    "fp16": "float16",
 }
 
 
@@ -70,6 +80,8 @@ class Case:
     shape: Shape
     quick: bool = False  # measured under --quick too
     dtype: str = "fp32"  # a key of DTYPES
+    threads: int | None = None  # None: the run's
+    full: bool = False  # measured under --full alone
 
     @property
     def id(self) -> str:
@@ -77,8 +89,19 @@ class Case:
 
     @property
     def label(self) -> str:
-        """The shape, and the dtype where it is not float32."""
-        return str(self.shape) + (f"-{self.dtype}" if self.dtype != "fp32" else "")
+        """The shape, and the dtype and the threads where they are not float32 and the run's."""
+        text = str(self.shape) + (f"-{self.dtype}" if self.dtype != "fp32" else "")
+        return text + (f"-{self.threads}thread" if self.threads else "")
+
+    @property
+    def autocast(self) -> bool:
+        """Whether the forward runs under torch.autocast."""
+        return self.dtype == "autocast"
+
+    @property
+    def products_dtype(self) -> str:
+        """The dtype that matrix products run in, a key of DTYPES."""
+        return "bf16" if self.autocast else self.dtype
 
     @property
     def ragged(self) -> bool:
@@ -149,60 +172,18 @@ class Case:
         return total * DTYPES[self.dtype].itemsize
 
 
-_BI = Shape(100, 16, 256, 256, layers=2, bidirectional=True)
+def choose(
+    cases: list[Case], pattern: str | None = None, quick: bool = False, full: bool = True
+) -> list[Case]:
+    """Return the cases whose id ``pattern`` (a substring or a regular expression) is found in.
 
-# (shape, whether --quick measures it too)
-_DENSE = [
-    (Shape(50, 1, 128, 128), True),
-    (Shape(200, 1, 512, 512), False),
-    (Shape(100, 32, 256, 256), True),
-    (Shape(35, 20, 650, 650), False),
-    (Shape(100, 64, 512, 512), False),
-    (Shape(50, 16, 1024, 1024), False),
-    (Shape(1000, 4, 64, 64), True),
-    (Shape(20, 256, 128, 128), True),
-    (_BI, False),
-]
-_RAGGED = [
-    (Shape(100, 32, 256, 256), True),
-    (Shape(35, 20, 650, 650), False),
-    (Shape(100, 64, 512, 512), False),
-    (Shape(1000, 4, 64, 64), False),
-    (Shape(20, 256, 128, 128), True),
-    (_BI, False),
-]
-_ONE_STEP = [
-    (Shape(1, 1, 64, 64), False),
-    (Shape(1, 1, 512, 512), False),
-    (Shape(1, 32, 256, 256), True),
-]
-_CELL = [(Shape(1, 1, 16, 16), True), (Shape(1, 32, 256, 256), True)]
-
-# The plain RNN has no bar: two ragged shapes say what there is to say.
-_RAGGED_RNN = {Shape(100, 32, 256, 256), Shape(20, 256, 128, 128)}
-
-
-def all_cases() -> list[Case]:
-    """Every case in running order: a training step's oracle serves the cases after it."""
-    cases = []
-    for table, kinds in (
-        (_DENSE, ("training", "inference")),
-        (_RAGGED, ("ragged-training", "ragged-inference")),
-        (_ONE_STEP, ("step-training", "step-nograd")),
-        (_CELL, ("cell-training", "cell-grad", "cell-nograd")),
-    ):
-        for shape, quick in table:
-            for cell in GATES:
-                if table is _RAGGED and cell == "rnn" and shape not in _RAGGED_RNN:
-                    continue
-                for kind in kinds:
-                    cases.append(Case(cell, kind, shape, quick and cell != "rnn"))
-    return cases
-
-
-def choose(cases: list[Case], pattern: str | None = None, quick: bool = False) -> list[Case]:
-    """Return the cases whose id ``pattern`` (a substring or a regular expression) is found in."""
-    found = [case for case in cases if case.quick or not quick]
+    Args:
+        cases: All there are.
+        pattern: None takes every case.
+        quick: Whether to take those of --quick alone.
+        full: Whether to take those of --full too.
+    """
+    found = [case for case in cases if (case.quick or not quick) and (full or not case.full)]
     if pattern is None:
         return found
     expression = re.compile(pattern)

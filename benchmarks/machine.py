@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 _PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "matplotlib")
 _SIMD_FLAGS = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl",
-    "avx512_bf16", "avx512_fp16", "amx_tile", "asimd", "sve",
+    "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "sve",
 )  # fmt: skip
 
 # (M, N, K): square ones as benchmarks have them, and a layer's batch times its weights.
@@ -30,6 +30,9 @@ _SGEMM_SHAPES = (
     (64, 2048, 1024),
     (32, 1024, 512),
 )
+# Tiles are fast enough for the making of small results to show.
+_BF16_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (256, 4096, 1024))
+_ALONE_SHAPES = ((512, 512, 512), (1024, 1024, 1024))
 _IDLE_MOMENT = 1.0
 _COPY_BYTES = 128 << 20  # beyond the last-level cache of any one socket this has met
 
@@ -130,34 +133,67 @@ def _core_seconds() -> tuple[float, float, float, float] | None:
 
 
 def measure_rates(seconds: float) -> dict[str, Any]:
-    """Measure the best sgemm rate over shapes and libraries, and the rate of copying memory.
+    """Measure the best rates of matrix products, and the rate of copying memory.
+
+    ``sgemm_gflops`` is the best of float32, ``matmul_gflops`` that of each dtype for which the
+    processor has a unit: on all threads, and below ``one_thread`` on one.
 
     Args:
         seconds: Time given to each shape of each library.
     """
+    sgemm = _matmuls(torch.float32, _SGEMM_SHAPES, seconds)
+    best = max(sgemm, key=sgemm.__getitem__)
+    rates: dict[str, Any] = {
+        "sgemm_gflops": sgemm[best],
+        "sgemm_best": best,
+        "sgemm_all": sgemm,
+        "copy_gbytes": _copy_gbytes(2 * seconds),
+        "matmul_gflops": {"fp32": sgemm[best]},
+    }
+    half = _has_bf16_products()
+    if half:
+        bf16 = _matmuls(torch.bfloat16, _BF16_SHAPES, seconds)
+        rates["matmul_gflops"]["bf16"] = max(bf16.values())
+        rates["bf16_all"] = bf16
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = {"fp32": max(_matmuls(torch.float32, _ALONE_SHAPES, seconds).values())}
+    if half:
+        alone["bf16"] = max(_matmuls(torch.bfloat16, _BF16_SHAPES[:2], seconds).values())
+    torch.set_num_threads(threads)
+    return rates | {"one_thread": {"matmul_gflops": alone}}
+
+
+def _has_bf16_products() -> bool:
+    """Return whether bfloat16 has more than a plain loop, which would take seconds here."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _matmuls(
+    dtype: torch.dtype, shapes: Sequence[tuple[int, int, int]], seconds: float
+) -> dict[str, float]:
+    """Return GFLOP/s by library and shape."""
     from torch.utils import mkldnn  # warns of its own use of torch.jit when imported
 
-    sgemm: dict[str, float] = {}
-    for M, N, K in _SGEMM_SHAPES:
-        a, b = torch.randn(M, K), torch.randn(K, N)
+    found: dict[str, float] = {}
+    for M, N, K in shapes:
+        a, b = torch.randn(M, K, dtype=dtype), torch.randn(K, N, dtype=dtype)
         calls: dict[str, Callable[[], Any]] = {"mm": lambda a=a, b=b: torch.mm(a, b)}
         if torch.backends.mkldnn.is_available():
-            linear = mkldnn.to_mkldnn(nn.Linear(K, N, bias=False).eval())
+            linear = mkldnn.to_mkldnn(nn.Linear(K, N, bias=False).eval(), dtype)
             x = a.to_mkldnn()
             calls["oneDNN linear"] = lambda linear=linear, x=x: linear(x)
         for library, call in calls.items():
             with torch.no_grad():
                 rate = 2 * M * N * K / _best(call, seconds) / 1e9
-            sgemm[f"{library} {M}x{N}x{K}"] = round(rate, 1)
+            found[f"{library} {M}x{N}x{K}"] = round(rate, 1)
+    return found
+
+
+def _copy_gbytes(seconds: float) -> float:
     source, target = torch.ones(_COPY_BYTES // 4), torch.empty(_COPY_BYTES // 4)
-    copy = _best(lambda: target.copy_(source), 2 * seconds)
-    best = max(sgemm, key=sgemm.__getitem__)
-    return {
-        "sgemm_gflops": sgemm[best],
-        "sgemm_best": best,
-        "sgemm_all": sgemm,
-        "copy_gbytes": round(2 * _COPY_BYTES / copy / 1e9, 2),  # each byte is read and written
-    }
+    copy = _best(lambda: target.copy_(source), seconds)
+    return round(2 * _COPY_BYTES / copy / 1e9, 2)  # each byte is read and written
 
 
 def _best(call: Callable[[], Any], seconds: float) -> float:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 import fused_rnn
 
-from . import machine
+from .document import heading, write
 from .peers import Settings
 from .text import BOLD, Paint, duration, ratio
 from .timing import Timing, time_interleaved
@@ -64,15 +62,8 @@ def run(settings: Settings, path: Path | None) -> bool:
         rows.append(row)
         print("\n".join(_lines(row, paint)), flush=True)
     if path is not None:
-        document = {
-            "machine": machine.describe(),
-            "versions": machine.versions(),
-            "commit": machine.commit(),
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "settings": {"threads": settings.threads, "seconds": settings.seconds},
-            "rows": [asdict(row) | {"met": row.met if row.bar else None} for row in rows],
-        }
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        found = [asdict(row) | {"met": row.met if row.bar else None} for row in rows]
+        write(heading(settings) | {"rows": found}, path)
     return all(row.met for row in rows)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .cases import Case
+from .units import level_of
 from .workload import Work
 
 BASELINE = "torch.nn"
@@ -30,6 +31,7 @@ class Settings:
     device: torch.device
     threads: int = 2
     quick: bool = False
+    full: bool = False
     seconds: float = 3.0  # of samples per case, all peers together
     compile_seconds: float = 240.0  # of compilation left to the whole run
     wait_seconds: float = 0.0  # left to the whole run for other work to end and for second tries
@@ -95,16 +97,18 @@ class FusedRNN:
 
         module = work.make_module(fused_rnn).train(work.case.backward)
         call = work.caller(module, module.parameters())
-        return Prepared(call, work.named, {"backend": self._backends(module, work)})
+        return Prepared(call, work.named, self._what_ran(module, work))
 
     @staticmethod
-    def _backends(module: nn.Module, work: Work) -> str:
+    def _what_ran(module: nn.Module, work: Work) -> dict[str, str]:
         """Name what runs: torch.nn's own forward must not pass for a kernel."""
         import fused_rnn
 
-        with torch.set_grad_enabled(work.case.grad):
-            rows = fused_rnn.explain(module, *work.arguments)
-        return ", ".join(sorted({str(row.backend) for row in rows}))
+        with torch.set_grad_enabled(work.case.grad), work.autocast():
+            rows = list(fused_rnn.explain(module, *work.arguments))
+        notes = {"backend": ", ".join(sorted({str(row.backend) for row in rows}))}
+        level = level_of(rows) if work.padded.device.type == "cpu" else None
+        return notes if level is None else {**notes, "level": level}
 
 
 class OnnxRuntime:
@@ -120,6 +124,8 @@ class OnnxRuntime:
             return "its graph here begins at zeros"
         if case.backward:
             return "inference only"
+        if case.dtype != "fp32":
+            return "its graph here is in float32"
         if settings.device.type != "cpu":
             return "its CPU kernels are the peer here"
         try:
@@ -132,7 +138,7 @@ class OnnxRuntime:
     def prepare(self, work: Work, settings: Settings) -> Prepared:
         from .onnx_graph import OnnxSession
 
-        session = OnnxSession(work, settings.threads)
+        session = OnnxSession(work, work.case.threads or settings.threads)
         return Prepared(session.run, session.named)
 
 
@@ -150,6 +156,8 @@ class CompiledLoop:
     def refuses(self, case: Case, settings: Settings) -> str | None:
         if settings.quick:
             return "compilation takes too long for --quick"
+        if settings.device.type == "cpu" and (case.dtype != "fp32" or case.threads):
+            return "left out to bound the run's compilation: float32 on all threads says enough"
         if case.cell == "rnn":
             return "left out to bound the run's compilation: the plain RNN has no bar"
         if case.ragged:

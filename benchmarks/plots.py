@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .cases import DTYPE_TITLES
 from .harness import CaseResult
 from .peers import BASELINE, OURS
 from .report import Run, read_json
@@ -58,17 +59,12 @@ def draw(run: Run) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    panels = []
-    for title, (kinds, note) in _PANELS.items():
-        group = [r for r in run.ordered if r.case.kind in kinds and r.speedup() is not None]
-        if group:
-            panels.append((title, note, group))
+    panels = _panels(run)
     columns = 2 if len(panels) > 1 else 1
-    rows = -(-len(panels) // columns)
-    tallest = max((len(group) for *_, group in panels), default=1)
-    size = (5.6 * columns, max(rows, 1) * (1.4 + 0.2 * tallest))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(max(rows, 1), columns, squeeze=False)
+    pairs = [panels[i : i + columns] for i in range(0, len(panels), columns)] or [[]]
+    heights = [1.4 + 0.2 * max((len(group) for *_, group in row), default=1) for row in pairs]
+    figure = Figure(figsize=(5.6 * columns, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(pairs), columns, squeeze=False, height_ratios=heights)
     for axis, panel in zip(axes.flat, panels, strict=False):
         _draw(axis, *panel)
     for axis in axes.flat[len(panels) :]:
@@ -76,7 +72,9 @@ def draw(run: Run) -> Figure:
     if "gpu" in run.machine:
         what, where = "on a GPU", run.machine["gpu"]["name"]
     else:
-        what = f"in float32 on {run.settings['threads']} threads"
+        others = {result.case.dtype for result in run.results} - {"fp32"}
+        what = "" if others else "in float32 "
+        what += f"on {run.settings['threads']} threads"
         where = f"{run.machine['cpu']}, {run.machine['torch_simd']}"
     figure.suptitle(
         f"How many times as fast as {BASELINE} {OURS} is, {what}\n"
@@ -94,6 +92,27 @@ def draw(run: Run) -> Figure:
         title=_SHAPE, fontsize=8.5, title_fontsize=8.5,
     )  # fmt: skip
     return figure
+
+
+def _panels(run: Run) -> list[tuple[str, str, list[CaseResult]]]:
+    """Return the panels of a run: title, note and results; by kinds, dtype and threads."""
+    on_gpu = "gpu" in run.machine
+    found: dict[tuple[int, int, int], list[CaseResult]] = {}
+    dtypes, titles = list(DTYPE_TITLES), list(_PANELS)
+    for result in run.ordered:
+        if result.speedup() is not None:
+            title = next(i for i, t in enumerate(titles) if result.case.kind in _PANELS[t][0])
+            case = result.case
+            apart = (0, 0) if on_gpu else (case.threads or 0, dtypes.index(case.dtype))
+            found.setdefault((*apart, title), []).append(result)
+    panels = []
+    for key in sorted(found):
+        title, group = titles[key[-1]], found[key]
+        case, note = group[0].case, _PANELS[title][1]
+        if not on_gpu and case.dtype != "fp32":
+            note = DTYPE_TITLES[case.dtype]
+        panels.append((title, note + (", one thread" if case.threads == 1 else ""), group))
+    return panels
 
 
 def _draw(axis: Axes, title: str, note: str, group: Sequence[CaseResult]) -> None:

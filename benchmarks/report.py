@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .bar import Verdict, geometric_mean
-from .cases import KINDS, Case, Shape
+from .cases import DTYPE_TITLES, DTYPES, GATES, KINDS, Case, Shape
 from .harness import CaseResult, PeerResult
 from .kernels import KernelResult
 from .peers import BASELINE, OURS, PEERS
 from .text import BOLD, RED, Paint, bar_table, duration, ratio, skips
 from .timing import Timing
+from .units import unit
+from .verdicts import Verdict, geometric_mean
 
 _SCHEMA = 1
 
@@ -39,10 +40,20 @@ class Run:
         """The better of the rates at the start and at the end: the stricter yardstick."""
         return max(rates["sgemm_gflops"] for rates in self.rates.values())
 
-    def matmul_gflops(self, dtype: str) -> float:
-        """Return the rate of matrix products of a dtype, as for sgemm."""
-        rates = (r.get("matmul_gflops", {}).get(dtype) for r in self.rates.values())
+    def matmul_gflops(self, dtype: str, threads: int | None = None) -> float:
+        """Return the rate of matrix products of a dtype, as for sgemm; on one thread if asked."""
+        at = [r.get("one_thread", {}) if threads else r for r in self.rates.values()]
+        rates = (r.get("matmul_gflops", {}).get(dtype) for r in at)
         return max((rate for rate in rates if rate), default=self.sgemm_gflops)
+
+    def unit_fraction(self, result: CaseResult) -> float | None:
+        """Return the share of its unit's rate that ours ran at, or None where that is not known."""
+        seconds, level = result.seconds(OURS), result.level
+        if seconds is None or level is None or "gpu" in self.machine:
+            return None
+        dtype, products = unit(level, result.case)
+        rate = self.matmul_gflops(dtype, result.case.threads)
+        return products * result.case.flops / seconds / 1e9 / rate
 
     @property
     def copy_gbytes(self) -> float:
@@ -51,10 +62,19 @@ class Run:
     @property
     def ordered(self) -> list[CaseResult]:
         """The results in the report's order: by kind, then by cell."""
-        kinds, cells = list(KINDS), ["lstm", "gru", "rnn"]
-        return sorted(
-            self.results, key=lambda r: (kinds.index(r.case.kind), cells.index(r.case.cell))
-        )
+        return [result for _, group in self.groups for result in group]
+
+    @property
+    def groups(self) -> list[tuple[str, list[CaseResult]]]:
+        """The results by kind, dtype and threads, each group under its title, by cell."""
+        found: dict[tuple[int, int, int], list[CaseResult]] = {}
+        kinds, dtypes, cells = list(KINDS), list(DTYPES), list(GATES)
+        for r in self.results:
+            key = kinds.index(r.case.kind), dtypes.index(r.case.dtype), r.case.threads or 0
+            found.setdefault(key, []).append(r)
+        by_cell = lambda r: cells.index(r.case.cell)  # noqa: E731
+        groups = [sorted(found[key], key=by_cell) for key in sorted(found)]
+        return [(_title(group[0].case), group) for group in groups]
 
 
 def write_json(run: Run, path: Path) -> None:
@@ -83,6 +103,7 @@ def _case_json(result: CaseResult, run: Run) -> dict[str, Any]:
         "cell": case.cell,
         "kind": case.kind,
         "dtype": case.dtype,
+        **({"threads": case.threads} if case.threads else {}),
         "shape": asdict(case.shape),
         "tokens": case.tokens,
         "flops": case.flops,
@@ -101,9 +122,11 @@ def _peer_json(peer: PeerResult, result: CaseResult, run: Run) -> dict[str, Any]
         gflops = case.flops / seconds / 1e9
         found |= peer.timing.as_dict() | {
             "gflops": gflops,
-            "sgemm_fraction": gflops / run.matmul_gflops(case.dtype),
+            "sgemm_fraction": gflops / run.matmul_gflops(case.products_dtype, case.threads),
             "copy_fraction": case.compulsory_bytes / seconds / 1e9 / run.copy_gbytes,
         }
+    if peer is result.peers.get(OURS) and (share := run.unit_fraction(result)) is not None:
+        found["unit_fraction"] = share
     if peer.activation_bytes is not None:
         found["activation_bytes"] = peer.activation_bytes
     return found | {"error": peer.error, "peak_bytes": peer.peak_bytes, "notes": peer.notes}
@@ -124,7 +147,8 @@ def read_json(path: Path) -> Run:
 
 
 def _case_of(entry: dict[str, Any]) -> CaseResult:
-    case = Case(entry["cell"], entry["kind"], Shape(**entry["shape"]), dtype=entry["dtype"])
+    described = {"dtype": entry["dtype"], "threads": entry.get("threads")}
+    case = Case(entry["cell"], entry["kind"], Shape(**entry["shape"]), **described)
     peers = {}
     for name, found in entry["peers"].items():
         timing = Timing(**_fields(Timing, found)) if "median_s" in found else None
@@ -141,11 +165,9 @@ def render(run: Run, colour: bool = False) -> str:
     """Return the report as text: machine, cases by kind, the bar, and who wins where."""
     paint = Paint(colour)
     lines = [*_heading(run), ""]
-    for kind, title in KINDS.items():
-        group = [result for result in run.ordered if result.case.kind == kind]
-        if group:
-            lines += [paint(title, BOLD), _COLUMNS, *(_row(r, run, paint) for r in group)]
-            lines += [_group_mean(group), ""]
+    for title, group in run.groups:
+        lines += [paint(title, BOLD), _COLUMNS, *(_row(r, run, paint) for r in group)]
+        lines += [_group_mean(group), ""]
     lines += [_LEGEND, "", *bar_table(run.verdicts, paint), ""]
     lines += [*_glance(run, paint), *skips(run.results)]
     return "\n".join(lines)
@@ -153,16 +175,23 @@ def render(run: Run, colour: bool = False) -> str:
 
 _COLUMNS = (
     f"  {'case':<28}{'torch.nn':>9}{'+-':>5} {'fused_rnn':>9}{'+-':>5}{'speed-up':>10}"
-    f"{'vs onnx':>9}{'vs loop':>9}{'GFLOP/s':>9}{'sgemm':>7}{'copy':>6}{'memory':>8}"
-    f"{'error':>9}{'torch.nn':>9}"
+    f"{'vs onnx':>9}{'vs loop':>9}{'GFLOP/s':>9}{'unit':>6}{'copy':>6}{'memory':>8}"
+    f"{'error':>9}{'torch.nn':>9}  {'level'}"
 )
 _LEGEND = """\
 speed-up   torch.nn's median time over fused_rnn's: above 1 is faster, "<" marks a loss
 vs onnx    the same over onnxruntime; vs loop: over the torch.compile'd loop of cells
 +-         interquartile range, of the median
-sgemm      fused_rnn's share of the sgemm rate above; copy: of the copy rate, for the least traffic
+unit       fused_rnn's share of the rate above of the unit that its level multiplies on: float32
+           vectors, or bfloat16 tiles, of which a float32 product takes several
+copy       its share of the copy rate, for the least traffic
 memory     fused_rnn's peak over torch.nn's
 error      largest against float64, of the tensor's largest element: fused_rnn's, then torch.nn's"""
+
+
+def _title(case: Case) -> str:
+    dtype = "" if case.dtype == "fp32" else f", {DTYPE_TITLES[case.dtype]}"
+    return KINDS[case.kind] + dtype + (", one thread" if case.threads == 1 else "")
 
 
 def _heading(run: Run) -> list[str]:
@@ -177,7 +206,7 @@ def _heading(run: Run) -> list[str]:
     for moment, rates in run.rates.items():
         lines.append(
             f"{moment}: sgemm {rates['sgemm_gflops']} GFLOP/s ({rates['sgemm_best']}), "
-            f"copy {rates['copy_gbytes']} GB/s"
+            f"copy {rates['copy_gbytes']} GB/s" + _other_rates(rates)
         )
     disturbed = sum(result.disturbed for result in run.results)
     if disturbed:
@@ -188,6 +217,16 @@ def _heading(run: Run) -> list[str]:
     if run.settings["quick"]:
         lines.append("--quick: few cases, few rounds; the bar is for the full run")
     return lines
+
+
+def _other_rates(rates: dict[str, Any]) -> str:
+    said = [
+        f"{dtype} {rate}{where}"
+        for where, at in (("", rates), (" on one thread", rates.get("one_thread", {})))
+        for dtype, rate in at.get("matmul_gflops", {}).items()
+        if where or dtype != "fp32"
+    ]
+    return f"; products {', '.join(said)} GFLOP/s" if said else ""
 
 
 def _row(result: CaseResult, run: Run, paint: Paint) -> str:
@@ -203,14 +242,21 @@ def _row(result: CaseResult, run: Run, paint: Paint) -> str:
         return text
     gflops = case.flops / ours.timing.median_s / 1e9
     copy = case.compulsory_bytes / ours.timing.median_s / 1e9 / run.copy_gbytes
-    text += f"{gflops:>9.1f}{gflops / run.sgemm_gflops:>7.0%}{copy:>6.0%}"
+    share = run.unit_fraction(result)
+    text += (
+        f"{gflops:>9.1f}{gflops / run.sgemm_gflops if share is None else share:>6.0%}{copy:>6.0%}"
+    )
     theirs = result.peers[BASELINE]
-    memory = f"{ours.peak_bytes / theirs.peak_bytes:.2f}" if theirs.peak_bytes else ""
+    peaks = ours.peak_bytes, theirs.peak_bytes
+    memory = f"{peaks[0] / peaks[1]:.2f}" if peaks[0] and peaks[1] else ""
     text += f"{memory:>8}{ours.error or 0:>9.0e}{theirs.error or 0:>9.0e}"
+    text += f"  {result.level or ''}"
     backend = ours.notes.get("backend", "native")
     if backend != "native":
         text += f"  ran on {backend}"
-    return text + (paint("  disturbed", RED) if result.disturbed else "")
+    if "wrong" in theirs.notes:
+        text += paint(f"  torch.nn is wrong: {theirs.notes['wrong']}", RED)
+    return text.rstrip() + (paint("  disturbed", RED) if result.disturbed else "")
 
 
 def _timed(peer: PeerResult) -> str:

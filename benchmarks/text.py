@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from .bar import Verdict
 from .harness import CaseResult
+from .verdicts import Verdict
 
 RED, GREEN, BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[1m", "\033[0m"
 

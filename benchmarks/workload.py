@@ -7,6 +7,7 @@ is compared by the names that :meth:`Work.named` gives to torch.nn's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -50,17 +51,38 @@ class Work:
         self, function: Callable[..., Any], parameters: Iterable[Tensor]
     ) -> Callable[[], Any]:
         """Return the call to time: the forward of ``function``, or its forward and backward."""
-        arguments = self.arguments
+        arguments, forward = self.arguments, function
+        if self.recast:
+
+            def forward(*arguments: Any) -> Any:
+                with self.autocast():
+                    return function(*arguments)
+
         if not self.case.backward:
-            return lambda: function(*arguments)
+            return lambda: forward(*arguments)
         wanted = [*self.leaves, *parameters]
+        upstream: list[Tensor] = []
 
         def step() -> Any:
-            result = function(*arguments)
+            result = forward(*arguments)
             outputs = _differentiated(self.case, result)
-            return result, torch.autograd.grad(outputs, wanted, self.upstream)
+            if not upstream:  # libraries differ in what autocast makes of an output
+                pairs = zip(self.upstream, outputs, strict=True)
+                upstream.extend(given.to(output.dtype) for given, output in pairs)
+            return result, torch.autograd.grad(outputs, wanted, upstream)
 
         return step
+
+    @property
+    def recast(self) -> bool:
+        """Whether the forward runs under autocast; the oracle's does not."""
+        return self.case.autocast and self.padded.dtype == torch.float32
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return what the forward runs under."""
+        if not self.recast:
+            return nullcontext()
+        return torch.autocast(self.padded.device.type, dtype=torch.bfloat16)
 
     def named(self, returned: Any) -> dict[str, Tensor]:
         """Give names to the tensors of what a :meth:`caller` of a module returned."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 
-from benchmarks import plots, tables
+from benchmarks import growth, growth_plot, plots, tables
 
 _ROOT = Path(__file__).parents[1]
 _PICTURES = _ROOT / "build" / "docs-pictures"
+_NOTHING = "No result of this kind has been committed yet."
 _FILES = {
     "contributing": _ROOT / "CONTRIBUTING.md",
     "changelog": _ROOT / "CHANGELOG.md",
@@ -30,17 +32,21 @@ def _summaries() -> list[str]:
         plots.plot(run, picture)
         lines += [f"## {Path(name).stem}", "", tables.machine(vars(run)) + ".", ""]
         lines += [*tables.summary(run), "", *_picture(picture.name)]
+        wrong = tables.wrong(run)
+        if len(wrong) > 2:
+            lines += [f"### Where torch.nn computes something wrong ({len(wrong) - 2})", "", *wrong]
+            lines += ["", "Its time is that of the wrong result.", ""]
         slower = tables.losses(run)
         lines += [f"### Where it is slower ({len(slower) - 2})", "", *slower, ""]
         lines += [f"Everything, with spreads: [the JSON](../benchmarks/results/{name}).", ""]
     return lines
 
 
-def _picture(name: str) -> list[str]:
+def _picture(name: str, shows: str = "times faster than torch.nn, case by case") -> list[str]:
     """Return a picture that leads to itself, as large as one likes."""
     return [
         f"```{{image}} ../build/docs-pictures/{name}",
-        ":alt: times faster than torch.nn, case by case",
+        f":alt: {shows}",
         f":target: _images/{name}",
         "```",
         "",
@@ -55,17 +61,39 @@ def _cases() -> list[str]:
 
 
 def _options() -> list[str]:
+    return _documents(tables.option_runs(), tables.options)
+
+
+def _samples() -> list[str]:
+    return _documents(tables.sample_runs(), tables.samples)
+
+
+def _growth() -> list[str]:
     lines = []
-    for name, document in tables.option_runs().items():
+    for name, document in tables.growth_runs().items():
+        picture = _PICTURES / f"{Path(name).stem}.svg"
+        growth_plot.plot(growth.read(document), document, picture)
+        lines += [f"## {Path(name).stem}", "", *_picture(picture.name, "GFLOP/s along each size")]
+        lines += _documents({name: document}, tables.growth)
+    return lines or [_NOTHING]
+
+
+def _documents(
+    runs: dict[str, dict[str, Any]], table: Callable[[dict[str, Any]], list[str]]
+) -> list[str]:
+    lines = []
+    for name, document in runs.items():
         lines += [tables.machine(document) + f" ([the JSON](../benchmarks/results/{name})):", ""]
-        lines += tables.options(document)
-    return lines
+        lines += table(document)
+    return lines or [_NOTHING]
 
 
 _PARTS: dict[str, Callable[[], list[str]]] = {
     "summaries": _summaries,
     "cases": _cases,
     "options": _options,
+    "samples": _samples,
+    "growth": _growth,
 }
 
 

@@ -142,14 +142,19 @@ def test_links_of_a_file_of_the_root_are_those_of_its_page():
     assert "(docs/" not in readme
 
 
-@pytest.mark.parametrize("part", ["summaries", "cases", "options"])
+@pytest.mark.parametrize("part", ["summaries", "cases", "options", "samples", "growth"])
 def test_tables_and_pictures_are_made(part, tmp_path, monkeypatch):
     pytest.importorskip("sphinx", reason="sphinx is not installed: make docs installs it")
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     made = from_docs("made_pages")
     monkeypatch.setattr(made, "_PICTURES", tmp_path)
     text = "\n".join(made._PARTS[part]())
-    runs = tables.option_runs() if part == "options" else tables.full_runs()
+    runs = {
+        "options": tables.option_runs,
+        "samples": tables.sample_runs,
+        "growth": tables.growth_runs,
+    }.get(part, tables.full_runs)()
     assert all(Path(name).stem in text for name in runs)
-    pictures = {path.stem for path in tmp_path.iterdir()}
-    assert pictures == ({Path(name).stem for name in runs} if part == "summaries" else set())
+    assert runs or "No result of this kind" in text
+    drawn = runs if part in ("summaries", "growth") else ()
+    assert {path.stem for path in tmp_path.iterdir()} == {Path(name).stem for name in drawn}

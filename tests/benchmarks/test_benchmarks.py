@@ -14,14 +14,16 @@ import torch
 
 from benchmarks import harness, peers, tables, timing
 from benchmarks.__main__ import main
-from benchmarks.bar import Verdict, geometric_mean, judge
-from benchmarks.cases import GATES, KINDS, Case, Shape, all_cases, choose
+from benchmarks.bar import judge
+from benchmarks.cases import GATES, KINDS, Case, Shape, choose
+from benchmarks.cases_cpu import cpu_cases
 from benchmarks.harness import CaseResult, Harness, PeerResult
 from benchmarks.memory import PeakMemory
 from benchmarks.peers import BASELINE, OURS, OnnxRuntime, Prepared, Settings
 from benchmarks.progress import Progress
 from benchmarks.report import Run, render, write_json
 from benchmarks.timing import Timing, time_interleaved
+from benchmarks.verdicts import Verdict, geometric_mean
 from benchmarks.workload import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +88,8 @@ def test_json_names_machine_versions_settings_and_rates(finished):
     assert document["settings"]["quick"] is True
     assert document["settings"]["filter"] == PATTERN
     for rates in (document["rates"]["start"], document["rates"]["end"]):
+        assert rates["matmul_gflops"]["fp32"] == rates["sgemm_gflops"]
+        assert rates["one_thread"]["matmul_gflops"].keys() == rates["matmul_gflops"].keys()
         assert rates["sgemm_gflops"] == max(rates["sgemm_all"].values()) > 0
         assert rates["copy_gbytes"] > 0
 
@@ -109,6 +113,8 @@ def test_json_has_each_case_with_each_peer_timed_or_skipped_with_a_reason(finish
         assert ours["sgemm_fraction"] > 0
         assert 0 < ours["error"] < 1e-5
         assert ours["notes"]["backend"]
+        assert ours["notes"]["level"] or ours["notes"]["backend"] != "native"
+        assert 0 < ours["unit_fraction"] < 6 * ours["sgemm_fraction"] + 1e-9
         assert all(0 <= share <= 1 for share in case["other_work"].values())
     onnx = cases["gru-inference-T50-N1-H128"]["peers"]["onnxruntime"]
     assert "median_s" in onnx or "not installed" in onnx["skipped"]
@@ -135,8 +141,8 @@ def test_table_says_who_wins_and_which_rows_of_the_bar_are_met(finished):
     assert "against torch.nn: faster in" in done.stdout
     for row in document["bar"]:
         assert row["title"] in done.stdout
-    gru = next(row for row in document["bar"] if row["title"] == "GRU inference")
-    assert gru["met"] is (gru["geomean"] >= 2.0 and gru["worst"] >= 1.1)
+    gru = next(row for row in document["bar"] if row["title"] == "GRU and RNN float32 inference")
+    assert gru["met"] is (gru["geomean"] >= gru["geomean_bar"] and gru["worst"] >= gru["worst_bar"])
     assert "3 of 3 cases" in done.stderr
 
 
@@ -156,6 +162,14 @@ def test_plot_is_a_picture(finished):
         (["--seconds", "-1"], "not above zero"),
         (["--device", "abacus"], "invalid choice"),
         (["--jsom", "x"], "unrecognized arguments"),
+        (["--quick", "--full"], "opposites"),
+        (["--seed", "1"], "--sample's"),
+        (["--sample", "0"], "not above zero"),
+        (["--sample", "1", "--growth"], "not allowed with"),
+        (["--sample", "1", "--filter", "x"], "neither --filter nor --plot"),
+        (["--growth", "--filter", "no such series"], "no series"),
+        (["--growth", "--device", "cuda"], "measure the CPU"),
+        (["--judge", "no/such/file.json"], "No such file"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(arguments, message, capsys):
@@ -166,18 +180,18 @@ def test_bad_arguments_say_what_is_wrong(arguments, message, capsys):
 
 
 def test_list_prints_the_filtered_ids(capsys):
-    assert main(["--list", "--filter", "lstm-inference-T100-N32-H256"]) == 0
+    assert main(["--list", "--filter", "lstm-inference-T100-N32-H256$"]) == 0
     assert capsys.readouterr().out.split() == ["lstm-inference-T100-N32-H256"]
 
 
 def test_cases_have_unique_ids_and_every_kind_for_every_cell():
-    cases = all_cases()
+    cases = cpu_cases()
     assert len({case.id for case in cases}) == len(cases)
     assert {(case.cell, case.kind) for case in cases} == {(c, k) for c in GATES for k in KINDS}
 
 
 def test_filter_is_a_substring_or_a_regular_expression():
-    cases = all_cases()
+    cases = cpu_cases()
     assert {case.cell for case in choose(cases, "^gru-.*-bi$")} == {"gru"}
     assert {case.shape.T for case in choose(cases, "T1000")} == {1000}
     quick = choose(cases, quick=True)
@@ -299,15 +313,16 @@ def verdict(results, title):
 
 
 def test_the_bar_asks_for_the_mean_and_for_the_worst_case():
+    title = "GRU and RNN float32 inference"
     case, other = (Case("gru", "inference", Shape(T, 4, 8, 8)) for T in (10, 20))
-    assert verdict([result_of(case, 3, 1), result_of(other, 2, 1)], "GRU inference").met
-    good_mean = verdict([result_of(case, 9, 1), result_of(other, 1, 1)], "GRU inference")
+    assert verdict([result_of(case, 3, 1), result_of(other, 2, 1)], title).met
+    good_mean = verdict([result_of(case, 9, 1), result_of(other, 1, 1)], title)
     assert good_mean.geomean == pytest.approx(3)
     assert good_mean.worst_case == other.id
     assert good_mean.met is False
-    good_worst = verdict([result_of(case, 1.5, 1), result_of(other, 1.5, 1)], "GRU inference")
+    good_worst = verdict([result_of(case, 1.5, 1), result_of(other, 1.5, 1)], title)
     assert good_worst.met is False
-    assert verdict([], "GRU inference").met is None
+    assert verdict([], title).met is None
 
 
 def test_the_bar_limits_memory_error_and_distance_to_sgemm():
@@ -326,7 +341,7 @@ def test_the_bar_limits_memory_error_and_distance_to_sgemm():
 def test_a_failed_case_is_in_no_mean():
     failed = result_of(Case("gru", "inference", TINY[0]), 1, 1)
     failed.failure = "wrong"
-    assert verdict([failed], "GRU inference").cases == 0
+    assert verdict([failed], "GRU and RNN float32 inference").cases == 0
 
 
 def test_the_report_marks_losses_and_failures():
