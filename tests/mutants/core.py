@@ -141,6 +141,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/backends/test_kernels.py", "tests/test_modules.py"),
     ),
     Mutant(
+        "cpu-ops-step-reversed-states",
+        "csrc/ops.cpp",
+        "    a.c_n = lstm ? write(out[1]) : nullptr;\n    if",
+        "    a.c_n = lstm ? write(out[0]) : nullptr;\n    if",
+        ("tests/backends/native/test_ops.py", "tests/layers/test_step.py"),
+    ),
+    Mutant(
         "cpu-ops-gradients-of-no-sequence",
         "csrc/ops.cpp",
         "torch::stable::zero_(t);",

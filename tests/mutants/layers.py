@@ -216,8 +216,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/layers",),
     ),
     Mutant(
-        "py-beyond-unbatched-step-of-batch-first",
-        "fused_rnn/layers/beyond.py",
+        "py-step-unbatched-of-batch-first",
+        "fused_rnn/layers/step.py",
         "time = 1 if self.batch_first and rank == 2 else 0",
         "time = 1 if self.batch_first else 0",
         ("tests/layers/test_step.py",),

@@ -24,6 +24,27 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
+        "py-native-step-of-a-gpu-by-the-cpu",
+        "fused_rnn/backends/native/__init__.py",
+        "    if not x.is_cpu:\n        _, h_n, c_n",
+        "    if x.is_cpu:\n        h_n, c_n, _",
+        ("tests/backends/native/test_ops.py", "tests/layers/test_step.py", "tests/test_cells.py"),
+    ),
+    Mutant(
+        "py-fakes-step-of-x",
+        "fused_rnn/backends/native/fakes.py",
+        "    return args[1].new_empty(args[1].shape), args[2].new_empty(args[2].shape)",
+        "    return args[1].new_empty(args[0].shape), args[2].new_empty(args[2].shape)",
+        ("tests/backends/native/test_ops.py",),
+    ),
+    Mutant(
+        "py-flops-step-without-w-hh",
+        "fused_rnn/graph/flops.py",
+        "    return _forward(x, weights[0], weights[1])\n\n\n_STEPS",
+        "    return _forward(x, weights[0], weights[0])\n\n\n_STEPS",
+        ("tests/graph/test_flops.py",),
+    ),
+    Mutant(
         "py-native-both-mask",
         "fused_rnn/backends/native/__init__.py",
         "    needed = (*needs[:7], *needs[8:14])\n",

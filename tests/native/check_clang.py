@@ -25,7 +25,6 @@ PACKAGE = ROOT / "build" / "clang-package"
 SOURCES = ("csrc", "fused_rnn", "tests", "setup.py", "pyproject.toml")
 TESTS = (
     "tests/backends/native/test_math.py",
-    "tests/backends/native/test_ops.py",
     "tests/backends/test_kernels.py",
 )
 
