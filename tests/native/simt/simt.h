@@ -42,7 +42,7 @@ struct alignas(8) float2 {
 };
 
 // What others access as elements of their own types.
-struct alignas(16) __attribute__((may_alias)) uint4 {
+struct __attribute__((may_alias, aligned(16))) uint4 {
   unsigned x, y, z, w;
 };
 
