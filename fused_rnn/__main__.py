@@ -24,6 +24,12 @@ from fused_rnn.scans import autograd
 T, N, I, H, P = 9, 5, 6, 19, 7  # noqa: E741
 BATCH_SIZES = (5, 5, 4, 4, 3, 1, 1, 1, 1)
 
+# What the doctor shows a GPU's plan of, whether or not kernels that have plans are wanted.
+EXAMPLE = Problem(
+    "lstm", torch.device("cuda"), torch.bfloat16, 1024, 16, 768, 768, 0, False, True, None
+)
+EXAMPLE_WORDS = "LSTM, T 1024, N 16, H 768, bfloat16"
+
 # The largest error that a sound kernel may show on this problem, relative to the largest value of
 # the tensor: some roundings of the dtype.
 LIMITS = {
@@ -109,6 +115,7 @@ def _installation() -> dict[str, dict[str, str | None]]:
             "torch's CUDA": torch.version.cuda,
         },
         "devices": devices,
+        "kernels on GPUs": dict(_kernels_on_gpus()),
         "threads": {
             "torch uses": str(torch.get_num_threads()),
             "processors": str(_processors()),
@@ -119,6 +126,16 @@ def _installation() -> dict[str, dict[str, str | None]]:
         },
         "backends": fused_rnn.available_backends(),
     }
+
+
+def _kernels_on_gpus() -> Iterator[tuple[str, str]]:
+    if native.cuda_missing() is None:
+        for gpu in _gpus():
+            facts = native.facts(torch.device(gpu))
+            yield gpu, str(facts)
+            if facts.capability:
+                problem = EXAMPLE._replace(device=torch.device(gpu))
+                yield f"{gpu}: {EXAMPLE_WORDS}", str(native.plan(problem, regardless=True))
 
 
 def _processors() -> int | None:
@@ -289,7 +306,7 @@ def _text(
 ) -> str:
     lines = []
     for section, entries in installed.items():
-        lines.append(section)
+        lines += [section] if entries else []
         missing = {"settings": "not set", "backends": "available"}.get(section, "none")
         lines += [f"  {name:<20} {value or missing}" for name, value in entries.items()]
     lines += ["", "largest relative error against the reference in float64"]

@@ -49,10 +49,16 @@ DeviceFacts ask(int device) {
   const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
                          attribute(cudaDevAttrComputeCapabilityMinor, device);
   // What kernels do hangs on what they were compiled for: where the driver has translated PTX, that
-  // may be an architecture older than the device.
+  // may be an architecture older than the device. Of all sources, this one is compiled for the same
+  // devices as those of the stepwise path.
   cudaFuncAttributes code{};
-  check_launch("a persistent kernel", cudaFuncGetAttributes(&code, occupant));
-  facts.capability = std::min(capability, code.ptxVersion);
+  const cudaError_t error = cudaFuncGetAttributes(&code, occupant);
+  if (error == cudaErrorInvalidDeviceFunction || error == cudaErrorNoKernelImageForDevice) {
+    cudaGetLastError();  // told by the facts
+  } else {
+    check_launch("a kernel", error);
+    facts.capability = std::min(capability, code.ptxVersion);
+  }
   facts.sms = attribute(cudaDevAttrMultiProcessorCount, device);
   facts.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   facts.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;

@@ -10,13 +10,14 @@ namespace cuda {
 
 using Stream = void*;  // a cudaStream_t
 
-// Blocks that have to be there together do not fit on the device, or not now; nothing has run.
+// Blocks that have to be there together do not fit on the device, or not now, or there is no code for
+// it; nothing has run.
 struct LaunchRefused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 struct DeviceFacts {
-  int capability = 0;             // 90: 9.0; of the device and of the code that runs there
+  int capability = 0;             // 90: 9.0; of the code that runs there, 0 where there is none
   int sms = 0;                    // that this process may use
   std::int64_t shared_bytes = 0;  // that a block may have
   bool cooperative = false;       // all blocks of a launch can be held on the device at once

@@ -34,6 +34,34 @@ inline void check_launch(const char* name, cudaError_t error) {
   }
 }
 
+// Whether a launch of blocks that have to be there together has failed for a reason of the device's
+// or the plan's, after which anything else may be launched: then others do the work. What is left
+// are faults: of a kernel that ran before, of memory, of the driver.
+inline bool is_refusal(cudaError_t error) {
+  switch (error) {
+    case cudaErrorCooperativeLaunchTooLarge:
+    case cudaErrorInvalidClusterSize:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorInvalidDeviceFunction:  // there is no code for this device
+    case cudaErrorInvalidValue:
+    case cudaErrorLaunchOutOfResources:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorNotSupported:
+      return true;
+    default:
+      return false;
+  }
+}
+
+inline void check_launch_together(const char* name, cudaError_t error) {
+  if (is_refusal(error)) {
+    cudaGetLastError();
+    throw LaunchRefused(std::string("fused_rnn: this device does not launch ") + name + ": " +
+                        cudaGetErrorString(error));
+  }
+  check_launch(name, error);
+}
+
 // Room for any plan's shared memory. The setting is the function's, for all threads of the process:
 // set to what one launch needs, it could be too little for another's, which is about to happen.
 inline void allow_all_shared_memory(const void* kernel, const char* name) {
@@ -41,10 +69,10 @@ inline void allow_all_shared_memory(const void* kernel, const char* name) {
   cudaFuncAttributes known{};
   check_launch(name, cudaGetDevice(&device));
   check_launch(name, cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  check_launch(name, cudaFuncGetAttributes(&known, kernel));
+  check_launch_together(name, cudaFuncGetAttributes(&known, kernel));
   const int dynamic = all - static_cast<int>(known.sharedSizeBytes);
-  check_launch(name,
-               cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
+  check_launch_together(
+      name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic));
 }
 
 template <class... Params>
@@ -73,14 +101,7 @@ void launch_together(void (*kernel)(Params...), const char* name, Together toget
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = attributes, config.numAttrs = count;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorInvalidConfiguration ||
-      error == cudaErrorLaunchOutOfResources) {
-    cudaGetLastError();
-    throw LaunchRefused(std::string("fused_rnn: there is no room to launch ") + name + ": " +
-                        cudaGetErrorString(error));
-  }
-  check_launch(name, error);
+  check_launch_together(name, cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 }  // namespace cuda

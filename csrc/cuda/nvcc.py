@@ -40,8 +40,10 @@ CACHE = ROOT / "build" / "cuda"
 # GPUs of boards on which no code for another GPU of the generation runs, nor theirs elsewhere.
 TEGRA = (72, 87, 101)
 LAUNCHERS = ("ccache", "sccache", "distcc")
-# Turing to Blackwell, each with its own code; the newest as PTX too, for what comes after it.
+# Turing to Blackwell, each with its own code; the newest as PTX too, for what comes after it, and
+# the oldest with clusters, for what has them and no code of its own here (sm_110).
 DEFAULT_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+DEFAULT_PTX = ("90",)
 
 
 class CudaBuildError(RuntimeError):
@@ -104,6 +106,20 @@ def host_compiler() -> list[str]:
     return ["-ccbin", words[0]] if words else []
 
 
+def watchdog() -> list[str]:
+    """Return the flag of a module whose kernels do not wait for ever: FUSED_RNN_WATCHDOG seconds.
+
+    Where blocks wait in vain for each other, the launch ends with an error. For first runs and
+    debugging: asking for the time takes some.
+    """
+    seconds = os.environ.get("FUSED_RNN_WATCHDOG", "").strip()
+    if not seconds or seconds == "0":
+        return []
+    if not seconds.isdecimal():
+        raise CudaBuildError(f"FUSED_RNN_WATCHDOG should be whole seconds, got {seconds!r}.")
+    return [f"-DFUSED_RNN_WATCHDOG={seconds}"]
+
+
 @functools.cache
 def _host_version() -> str:
     command = [*(host_compiler()[1:] or ["g++"]), "--version"]
@@ -134,7 +150,7 @@ def architectures(wanted: str | None, toolkit: Toolkit) -> list[Architecture]:
         known = [number for number in DEFAULT_ARCHITECTURES if number in toolkit.numbers]
         if not known:
             raise CudaBuildError(f"nvcc {toolkit.release} knows none of {DEFAULT_ARCHITECTURES}.")
-        return [Architecture(number, ptx=number == known[-1]) for number in known]
+        return [Architecture(n, ptx=n == known[-1] or n in DEFAULT_PTX) for n in known]
     found: dict[str, Architecture] = {}
     for item in re.split(r"[;,\s]+", wanted.strip(" ;,\t")):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
@@ -214,7 +230,8 @@ def compile_object(
 ) -> Object:
     """Compile a source, unless it has been already and nothing has changed since."""
     host = ",".join((*HOST_FLAGS, "-Werror") if werror else HOST_FLAGS)
-    flags = [*FLAGS, *host_compiler(), "-Xcompiler", host, *(WERROR if werror else ())]
+    flags = [*FLAGS, *watchdog(), *host_compiler(), "-Xcompiler", host]
+    flags += WERROR if werror else ()
     gencode = [flag for target in targets for flag in target.gencode()]
     command = [toolkit.nvcc, *flags, "-Xptxas", "-v", *gencode, "-c", str(source)]
     state = digest([toolkit.release, _host_version(), *command], inputs(source))

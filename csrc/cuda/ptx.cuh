@@ -82,6 +82,34 @@ __device__ __forceinline__ V load_shared_by_all(const void* from) {
   return v;
 }
 
+// The same where it is `there`; else there is no access, and what is returned is any number.
+template <class V>
+__device__ __forceinline__ V load_shared_by_all(const void* from, bool there) {
+  static_assert(sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16, "one, two or four words");
+  V v;
+  const int given = there;
+  if constexpr (sizeof(V) == 4) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p ld.relaxed.gpu.global.b32 %0, [%1]; }"
+                 : "=r"(v.v[0])
+                 : "l"(from), "r"(given)
+                 : "memory");
+  } else if constexpr (sizeof(V) == 8) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %3, 0; @p ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2]; }"
+        : "=r"(v.v[0]), "=r"(v.v[1])
+        : "l"(from), "r"(given)
+        : "memory");
+  } else {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %5, 0; "
+        "@p ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
+        : "=r"(v.v[0]), "=r"(v.v[1]), "=r"(v.v[2]), "=r"(v.v[3])
+        : "l"(from), "r"(given)
+        : "memory");
+  }
+  return v;
+}
+
 // For blocks that acquire a flag which this thread, or one it has a barrier with, releases later.
 template <class E>
 __device__ __forceinline__ void store_for_all(E* to, E value) {
@@ -102,11 +130,30 @@ __device__ __forceinline__ void release(unsigned* flag, unsigned value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" : : "l"(flag), "r"(value) : "memory");
 }
 
+#if defined(FUSED_RNN_WATCHDOG)
+__device__ __forceinline__ unsigned long long nanoseconds() {
+  unsigned long long now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+#endif
+
 // Waits until the flag is `least` or more. Flags count up, and never as far as half their range.
+//
+// In a build with FUSED_RNN_WATCHDOG, seconds in which nobody raises it, it ends the launch with an
+// error: a fault is then one process's, and not a GPU that hangs until it is reset.
 __device__ __forceinline__ void acquire(const unsigned* flag, unsigned least) {
+#if defined(FUSED_RNN_WATCHDOG)
+  const unsigned long long begin = nanoseconds();
+#endif
   unsigned seen;
   do {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+#if defined(FUSED_RNN_WATCHDOG)
+    if (nanoseconds() - begin > FUSED_RNN_WATCHDOG * 1000000000ull) {
+      __trap();
+    }
+#endif
   } while (seen < least);
 }
 
@@ -198,13 +245,19 @@ inline std::uint32_t round_tf32(float v) {
   return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffffffu : (bits + 0x1000u) & ~0x1fffu;
 }
 
-inline void prefetch(const void*) {}
+// Reads, so that a sanitizer sees what is nobody's: a GPU may have no page there.
+inline void prefetch(const void* from) { (void)*static_cast<const volatile char*>(from); }
 
 template <class V>
 V load_shared_by_all(const void* from) {
   V v;
   std::memcpy(&v, from, sizeof(V));
   return v;
+}
+
+template <class V>
+V load_shared_by_all(const void* from, bool there) {
+  return there ? load_shared_by_all<V>(from) : V{};
 }
 
 template <class E>

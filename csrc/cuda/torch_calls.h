@@ -83,12 +83,15 @@ inline Tensor concatenated(const std::vector<Tensor>& pieces) {
 #if defined(FUSED_RNN_HOST_BENCH)
 struct DeviceGuard {
   explicit DeviceGuard(const Tensor&) {}
+  explicit DeviceGuard(std::int64_t) {}
 };
 inline Stream current_stream(const Tensor&) { return nullptr; }
 #else
 // Kernels are launched on the current device, which need not be the tensors'.
 struct DeviceGuard {
   explicit DeviceGuard(const Tensor& x) : guard(checked_index(x)) {}
+  explicit DeviceGuard(std::int64_t index)
+      : guard(static_cast<torch::stable::accelerator::DeviceIndex>(index)) {}
   static torch::stable::accelerator::DeviceIndex checked_index(const Tensor& x) {
     STD_TORCH_CHECK(x.is_cuda(), "fused_rnn: x should be on the CUDA device of the others");
     return x.get_device_index();

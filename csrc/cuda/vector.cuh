@@ -1,7 +1,11 @@
 // Several neighbouring elements at once, in accesses of 16 bytes where they fill so many.
 #pragma once
 
+#include <cstddef>
+#include <cstring>
+
 #include "dtypes.h"
+#include "launch.cuh"
 
 namespace fused_rnn {
 namespace cuda {
@@ -33,7 +37,17 @@ __device__ __forceinline__ void store(E* p, const typename ComputeType<E>::type 
   for (int i = 0; i < kCount; ++i) {
     out.v[i] = narrow<E>(values[i]);
   }
-  *reinterpret_cast<Vector<E, kCount>*>(p) = out;
+  // As a struct of elements, a compiler is free to store it element by element, and does.
+  if constexpr (sizeof(out) % sizeof(uint4) == 0) {
+    uint4 words[sizeof(out) / sizeof(uint4)];
+    std::memcpy(words, &out, sizeof(out));
+#pragma unroll
+    for (std::size_t i = 0; i < sizeof(out) / sizeof(uint4); ++i) {
+      reinterpret_cast<uint4*>(p)[i] = words[i];
+    }
+  } else {
+    *reinterpret_cast<Vector<E, kCount>*>(p) = out;
+  }
 }
 
 }  // namespace cuda

@@ -92,6 +92,20 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/backends/native/test_math.py",),
     ),
     Mutant(
+        "gpu-math-quotient-not-corrected",
+        "csrc/math.h",
+        "return fused(fused(-b, q, a), r, q);",
+        "return q;",
+        ("tests/backends/native/test_math.py",),
+    ),
+    Mutant(
+        "gpu-math-reciprocal-below-normal",
+        "csrc/math.h",
+        "kHighest = 87.3f;",
+        "kHighest = 88.0f;",
+        ("tests/backends/native/test_math.py",),
+    ),
+    Mutant(
         "cpu-math-polynomial-short-of-a-term",
         "csrc/math.h",
         "V q = zero + C::q(C::kTerms - 1);",

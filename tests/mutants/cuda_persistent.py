@@ -111,6 +111,76 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/backends/native/cuda/test_persistent_forward.py",),
     ),
     Mutant(
+        "cuda-exchange-one-copy-of-a-flag",
+        "csrc/cuda/persistent/exchange.cuh",
+        "if (copy >= 0 && copy < layout.copies) {",
+        "if (copy == 0) {",
+        (
+            "tests/backends/native/cuda/test_persistent_forward.py",
+            "tests/backends/native/cuda/test_persistent_backward.py",
+        ),
+    ),
+    Mutant(
+        "cuda-exchange-flags-of-another-chunk",
+        "csrc/cuda/persistent/exchange.cuh",
+        "raise_flag(flags_ + chunk * layout_.stride * layout_.copies,",
+        "raise_flag(flags_ + chunk * layout_.stride,",
+        ("tests/backends/native/cuda/test_persistent_forward.py",),
+    ),
+    Mutant(
+        "cuda-backward-flags-of-another-rank",
+        "csrc/cuda/persistent/backward.cuh",
+        "return flags_ + (chunk * members() + rank_) * l.copies * l.stride;",
+        "return flags_ + (chunk + rank_) * l.copies * l.stride;",
+        ("tests/backends/native/cuda/test_persistent_backward.py",),
+    ),
+    Mutant(
+        "cuda-shapes-flags-of-one-copy",
+        "csrc/cuda/persistent/params.h",
+        "return std::int64_t{1} * (plan.cluster > 0 ? plan.cluster : 1) * l.copies * l.stride;",
+        "return std::int64_t{1} * (plan.cluster > 0 ? plan.cluster : 1) * l.stride;",
+        (
+            "tests/backends/native/cuda/test_persistent_plan.py",
+            "tests/backends/native/cuda/test_persistent_forward.py",
+        ),
+    ),
+    Mutant(
+        "cuda-products-banks-of-sixteen-columns",
+        "csrc/cuda/persistent/products.cuh",
+        "turn = turn % 2 * 2 + turn / 2;",
+        "turn = turn % 4;",
+        ("tests/backends/native/cuda/test_persistent_forward.py",),
+    ),
+    Mutant(
+        "cuda-weights-states-of-no-step",
+        "csrc/cuda/persistent/weights.cuh",
+        "const int step = there || Exchange::kReadsOnlyWhatIsThere ? begin + i : 0;",
+        "const int step = begin + i;",
+        ("tests/backends/native/cuda/test_persistent_forward.py",),
+        argued="what is read beyond a cluster's states is multiplied by nobody; a GPU may fault",
+    ),
+    Mutant(
+        "cuda-plan-cache-of-another-device",
+        "csrc/cuda/persistent/plan_cache.h",
+        "            d.sms,\n",
+        "            0,\n",
+        ("tests/backends/native/cuda/test_persistent_plan.py",),
+    ),
+    Mutant(
+        "cuda-plan-cache-of-another-pass",
+        "csrc/cuda/persistent/plan_cache.h",
+        "            p.backward,\n",
+        "            false,\n",
+        ("tests/backends/native/cuda/test_persistent_plan.py",),
+    ),
+    Mutant(
+        "cuda-plan-cache-refusals-forgotten",
+        "csrc/cuda/persistent/plan_cache.h",
+        "found.reason = planning::refusal(p, device);",
+        "found.reason.clear();",
+        ("tests/backends/native/cuda/test_persistent_plan.py",),
+    ),
+    Mutant(
         "cuda-exchange-members-but-one",
         "csrc/cuda/persistent/exchange.cuh",
         "for (int b = 0; b < member_.blocks; ++b) {",
@@ -141,8 +211,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cuda-backward-flag-one-step-late",
         "csrc/cuda/persistent/backward.cuh",
-        "ptx::acquire(flag(chunk, p), static_cast<unsigned>(j));",
-        "ptx::acquire(flag(chunk, p), static_cast<unsigned>(j) - 1);",
+        "ptx::acquire(flags + p, static_cast<unsigned>(j));",
+        "ptx::acquire(flags + p, static_cast<unsigned>(j) - 1);",
         ("tests/backends/native/cuda/test_persistent_backward.py",),
     ),
     Mutant(
@@ -334,8 +404,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cuda-floor-chunks-of-a-group",
         "csrc/cuda/persistent/floor.cu",
-        "memory + scratch.flags + chunks * plan.blocks * 4,",
-        "memory + scratch.flags + group * plan.blocks * 4,",
+        "memory + scratch.flags + chunks * flags_of(plan) * 4,",
+        "memory + scratch.flags + group * flags_of(plan) * 4,",
         ("tests/backends/native/cuda/test_persistent_path.py",),
     ),
     Mutant(

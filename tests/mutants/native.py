@@ -124,6 +124,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/backends/native/cuda/test_loading.py",),
     ),
     Mutant(
+        "py-native-gpu-without-code",
+        "fused_rnn/backends/native/__init__.py",
+        "if facts(device).capability == 0:",
+        "if facts(device).capability < 0:",
+        ("tests/backends/native/cuda/test_loading.py",),
+    ),
+    Mutant(
         "py-native-marks-with-a-projection",
         "fused_rnn/backends/native/__init__.py",
         'return device.type == "cuda" and not projected',

@@ -235,12 +235,14 @@ def bench() -> ModuleType:
     return module
 
 
-def scalar_math_target() -> Target:
-    """Return math.h for scalars."""
-    unit = Unit(NATIVE / "math_scalar.cpp", (*shipped_flags(), "-Wall", "-Wextra", "-fPIC"))
-    return Target("bench/math_scalar.so", (unit,), ("-shared",))
+def scalar_math_target(gpu: bool = False) -> Target:
+    """Return math.h for scalars; ``gpu``: as a GPU's threads have it."""
+    flags = (*shipped_flags(), "-Wall", "-Wextra", "-fPIC")
+    flags += ("-ffp-contract=off", "-DFUSED_RNN_SIMT") if gpu else ()
+    unit = Unit(NATIVE / "math_scalar.cpp", flags)
+    return Target(f"bench/math_{'gpu' if gpu else 'scalar'}.so", (unit,), ("-shared",))
 
 
-def scalar_math() -> ctypes.CDLL:
+def scalar_math(gpu: bool = False) -> ctypes.CDLL:
     """Build math.h for scalars if need be, and load it."""
-    return ctypes.CDLL(str(build(scalar_math_target())))
+    return ctypes.CDLL(str(build(scalar_math_target(gpu))))

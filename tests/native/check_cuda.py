@@ -3,8 +3,9 @@
     python -m tests.native.check_cuda [--all] [--renew]
 
 For one GPU of each kind of code path, or for all. Warnings are errors. The table of registers,
-shared memory, stack frames and spills is compared with csrc/cuda/resources.txt (--renew writes it
-anew instead). Without nvcc there is nothing to check.
+shared memory, stack frames and spills, and of what the machine code must not have (sass.py), is
+compared with csrc/cuda/resources.txt (--renew writes it anew instead). Without nvcc there is
+nothing to check, and without cuobjdump no machine code.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from csrc.cuda import nvcc
 from csrc.cuda.nvcc import ROOT, SOURCES, Architecture, CudaBuildError, Toolkit
 from fused_rnn import command
 
-from . import resources
+from . import resources, sass
 from .resources import Table, Usage
 
 ARCHITECTURES = ("75", "80", "86", "89", "90a", "100", "120")
@@ -29,11 +30,14 @@ KINDS = ("80", "90a", "120")
 COMMITTED = ROOT / "csrc" / "cuda" / "resources.txt"
 
 
-def measure(source: Path, number: str, toolkit: Toolkit) -> dict[str, Usage]:
+def measure(source: Path, number: str, toolkit: Toolkit, cuobjdump: str | None) -> dict[str, Usage]:
     """Compile a source for one architecture, unless nothing has changed; return usage by name."""
-    known = nvcc.compile_object(source, [Architecture(number)], toolkit, werror=True).report
-    usage = resources.parse_ptxas(known)
+    compiled = nvcc.compile_object(source, [Architecture(number)], toolkit, werror=True)
+    usage = resources.parse_ptxas(compiled.report)
     names = resources.readable(usage)
+    if cuobjdump is not None:
+        code = sass.read(cuobjdump, compiled.path)
+        usage = {m: used.with_code(names[m], code[m]) for m, used in usage.items()}
     if len(set(names.values())) != len(names):
         raise CudaBuildError(
             f"{nvcc.name(source)} has kernels that differ only in namespace or arguments"
@@ -41,21 +45,21 @@ def measure(source: Path, number: str, toolkit: Toolkit) -> dict[str, Usage]:
     return {names[mangled]: used for mangled, used in usage.items()}
 
 
-def measure_all(toolkit: Toolkit, numbers: list[str]) -> Table:
+def measure_all(toolkit: Toolkit, numbers: list[str], cuobjdump: str | None) -> Table:
     """Return the table of all kernels, a compiler on each core."""
     every = [Architecture(number) for number in numbers]
     work = [(source, a.number) for source in SOURCES for a in nvcc.targets_of(source, every)]
     work.sort(key=lambda unit: unit[0].parent != nvcc.LARGE)  # the long ones first
     table: Table = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda unit: measure(*unit, toolkit), work)
+        found = pool.map(lambda unit: measure(*unit, toolkit, cuobjdump), work)
         for (_, number), usage in zip(work, found, strict=True):
             for kernel, used in usage.items():
                 table.setdefault(kernel, {})[f"sm_{number}"] = used
     return table
 
 
-def judge(table: Table, release: str) -> bool:
+def judge(table: Table, release: str, with_code: bool = True) -> bool:
     """Compare with the committed table, say what differs, and return whether all is well."""
     try:
         known_release, committed = resources.parse_table(COMMITTED.read_text())
@@ -67,7 +71,7 @@ def judge(table: Table, release: str) -> bool:
         print(
             f"The table is nvcc {known_release}'s: under {release}, only spills and stacks count."
         )
-    result = resources.compare(committed, table, same_release=same_release)
+    result = resources.compare(committed, table, same_release=same_release, with_code=with_code)
     if result.notes:
         print(f"  {len(result.notes)} figures changed within the margin.")
     for line in result.failures:
@@ -99,7 +103,12 @@ def main(arguments: list[str]) -> int:
         if len(known) < len(wanted):
             missing = ", ".join(f"sm_{n}" for n in wanted if n not in known)
             print(f"nvcc {toolkit.release} does not know {missing}: not checked.")
-        table = measure_all(toolkit, known)
+        cuobjdump = sass.find_cuobjdump(toolkit.nvcc)
+        if cuobjdump is None:
+            print("No cuobjdump: the machine code is not checked (Triton's package has one).")
+            if renew:
+                return 1
+        table = measure_all(toolkit, known, cuobjdump)
     except CudaBuildError as reason:
         print(reason)
         return 1
@@ -107,7 +116,7 @@ def main(arguments: list[str]) -> int:
     print(text, end="")
     if renew:
         COMMITTED.write_text(text)
-    well = renew or judge(table, toolkit.release)
+    well = renew or judge(table, toolkit.release, cuobjdump is not None)
     verdict = "table renewed" if renew else "all well" if well else "FAILED"
     print(f"{len(table)} kernels on {len(known)} architectures: {verdict}, ", end="")
     print(f"{time.monotonic() - begin:.0f} s")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import NamedTuple
+import itertools
+from typing import Any, NamedTuple
 
 from .build import NATIVE, ROOT, Target, Unit, build
 
@@ -75,7 +76,7 @@ class _Device(ctypes.Structure):
 
 _INTS = (
     *("found", "shape", "units", "blocks", "cluster", "columns", "chunks", "groups"),
-    *("rows", "threads"),
+    *("rows", "threads", "flag_copies", "flag_stride"),
 )
 _LONGS = ("shared_bytes", "depth", "padded_depth", "scratch_bytes", "register_bytes")
 
@@ -94,6 +95,11 @@ class Answer(ctypes.Structure):
     def words(self) -> str:
         return self.text.decode()
 
+    @property
+    def meeting(self) -> int:
+        """How the blocks of a group meet, as enum Meeting counts."""
+        return 0 if self.cluster == 0 else 1 if self.cluster == self.blocks else 2
+
 
 def target() -> Target:
     """Return the plan, for any device."""
@@ -108,6 +114,27 @@ def _library() -> ctypes.CDLL:
 
 def plan(problem: Problem, device: Device) -> Answer:
     """Return the plan, or with ``found`` 0 the reason why there is none."""
+    answer = Answer()
+    _library().fused_rnn_plan(*_given(problem, device), ctypes.byref(answer))
+    return answer
+
+
+def known_plan(problem: Problem, device: Device) -> tuple[Answer, int]:
+    """Return the same from the cache, and how many plans have had to be made for it so far."""
+    answer, function = Answer(), _library().fused_rnn_known_plan
+    function.restype = ctypes.c_int64
+    made = function(*_given(problem, device), ctypes.byref(answer))
+    return answer, made
+
+
+def compiled(backward: bool) -> list[tuple[int, int]]:
+    """Return how the blocks of each kernel meet, as enum Meeting counts, and its shape."""
+    library = _library()
+    every = itertools.product(range(3), range(library.fused_rnn_shape_count()))
+    return [way for way in every if library.fused_rnn_is_compiled(backward, *way)]
+
+
+def _given(problem: Problem, device: Device) -> tuple[Any, Any]:
     p = problem
     given = _Problem(
         CELLS.index(p.cell), DTYPES.index(p.dtype), p.tf32, p.backward, p.training, p.T, p.N, p.H,
@@ -117,6 +144,4 @@ def plan(problem: Problem, device: Device) -> Answer:
         device.capability, device.sms, device.shared_bytes, device.cooperative,
         (ctypes.c_int * 4)(*device.clusters_at_once),
     )  # fmt: skip
-    answer = Answer()
-    _library().fused_rnn_plan(ctypes.byref(given), ctypes.byref(facts), ctypes.byref(answer))
-    return answer
+    return ctypes.byref(given), ctypes.byref(facts)

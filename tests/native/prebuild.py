@@ -23,6 +23,7 @@ TARGETS = (
     bench_target,
     lambda: target("gates", gates.GATES),
     scalar_math_target,
+    lambda: scalar_math_target(gpu=True),
     lambda: target("toys", TOYS),
     plans.target,
 )

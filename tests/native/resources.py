@@ -1,4 +1,4 @@
-"""What each kernel takes of a GPU, as ptxas reports it: reading, printing, comparing."""
+"""What each kernel takes of a GPU, by ptxas's report and its code: reading, printing, comparing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from .sass import Code
+
 # A GPU hands a thread its registers by the eight, so up to eight more cost one step of occupancy at
 # most; compilers move that much for a trifle.
 REGISTER_MARGIN = 8
@@ -14,7 +16,8 @@ REGISTER_MARGIN = 8
 HEADER = """\
 # What the kernels take, as `make check-cuda` found it; `make check-cuda RENEW=1` writes it anew.
 # Registers of a thread; then, where there are any, bytes: /N static shared memory, ~N stack frame,
-# !N spilled.
+# !N spilled; and of the machine code: @N:M of M loads of what other blocks write, N are waited for
+# one after another, &N calls, %N stores below 128 bits in a kernel of wide accesses.
 """
 
 
@@ -25,10 +28,38 @@ class Usage(NamedTuple):
     shared: int = 0  # bytes, without what the launch adds
     stack: int = 0  # bytes a thread
     spills: int = 0  # bytes stored and loaded
+    exposed: int = 0  # as sass.Code has it, and so on
+    strong: int = 0
+    calls: int = 0
+    narrow: int = 0
 
     def __str__(self) -> str:
-        marked = zip("/~!", self[1:], strict=True)
-        return str(self.registers) + "".join(f"{mark}{n}" for mark, n in marked if n)
+        loads = f"{self.exposed}:{self.strong}" if self.strong else 0
+        values = (self.shared, self.stack, self.spills, loads, self.calls, self.narrow)
+        marked = zip("/~!@&%", values, strict=True)
+        return str(self.registers) + "".join(f"{mark}{value}" for mark, value in marked if value)
+
+    def with_code(self, kernel: str, code: Code) -> Usage:
+        """Return this and what the code has; narrow stores count in kernels of wide accesses."""
+        narrow = code.narrow if is_wide(kernel) else 0
+        return self._replace(**code._asdict() | {"narrow": narrow})
+
+
+def is_wide(kernel: str) -> bool:
+    """Return whether a kernel of the stepwise path takes several units in accesses of 16 bytes."""
+    return re.fullmatch(r"(?!persistent_|floor_).*[<, ][248]>", kernel) is not None
+
+
+def bars(kernel: str, name: str, usage: Usage) -> list[str]:
+    """Return what no kernel may have, whatever the table says."""
+    where, found = f"{kernel} on {name}", []
+    if 4 * usage.exposed > usage.strong:
+        found.append(f"{where}: {usage.exposed} of {usage.strong} loads from other blocks in a row")
+    if usage.calls:
+        found.append(f"{where}: {usage.calls} calls of functions that are not inlined")
+    if usage.narrow:
+        found.append(f"{where}: {usage.narrow} stores below 128 bits")
+    return found
 
 
 Table = dict[str, dict[str, Usage]]  # kernel -> architecture -> usage
@@ -43,7 +74,9 @@ class Comparison(NamedTuple):
 
 def parse_usage(text: str) -> Usage:
     """Read what ``str(usage)`` gave."""
-    match = re.fullmatch(r"(\d+)(?:/(\d+))?(?:~(\d+))?(?:!(\d+))?", text)
+    match = re.fullmatch(
+        r"(\d+)(?:/(\d+))?(?:~(\d+))?(?:!(\d+))?(?:@(\d+):(\d+))?(?:&(\d+))?(?:%(\d+))?", text
+    )
     if match is None:
         raise ValueError(f"{text!r} is no entry of a table of resources")
     return Usage(*(int(number or 0) for number in match.groups()))
@@ -122,12 +155,15 @@ def parse_table(text: str) -> tuple[str, Table]:
     return release[1], table
 
 
-def compare(committed: Table, measured: Table, *, same_release: bool) -> Comparison:
-    """Judge what was measured.
+def compare(
+    committed: Table, measured: Table, *, same_release: bool, with_code: bool = True
+) -> Comparison:
+    """Judge what was measured; ``with_code``: the machine code too.
 
-    Another spill, stack frame or shared byte fails, and so do more than :data:`REGISTER_MARGIN`
-    more registers and a kernel that only one of the tables has. Any other change is only noted.
-    Registers and shared memory are the compiler's choice, and compared under the same release only.
+    Another spill, stack frame or shared byte fails, one more load that is waited for alone, call or
+    narrow store, more than :data:`REGISTER_MARGIN` more registers, and a kernel that only one of
+    the tables has. Any other change is only noted. But for stacks and spills, all of it is the
+    compiler's choice, and compared under the same release only; :func:`bars` hold under any.
     """
     result = Comparison([], [])
     architectures = {name for row in measured.values() for name in row}
@@ -140,16 +176,25 @@ def compare(committed: Table, measured: Table, *, same_release: bool) -> Compari
             elif name not in after:
                 result.failures.append(f"{where}: in the table, but no longer compiled")
             else:
-                _compare_usage(where, before[name], after[name], same_release, result)
+                if with_code:
+                    result.failures.extend(bars(kernel, name, after[name]))
+                _compare_usage(where, before[name], after[name], result, same_release, with_code)
     return result
 
 
 def _compare_usage(
-    where: str, before: Usage, after: Usage, same_release: bool, result: Comparison
+    where: str,
+    before: Usage,
+    after: Usage,
+    result: Comparison,
+    same_release: bool,
+    with_code: bool,
 ) -> None:
     margins = {"spills": 0, "stack": 0}
     if same_release:
         margins |= {"shared": 0, "registers": REGISTER_MARGIN}
+    if same_release and with_code:
+        margins |= {"exposed": 0, "calls": 0, "narrow": 0}
     for field, margin in margins.items():
         old, new = getattr(before, field), getattr(after, field)
         line = f"{where}: {_WORDS[field]} {old} -> {new}"
@@ -164,4 +209,7 @@ _WORDS = {
     "stack": "bytes of stack frame",
     "shared": "bytes of shared memory",
     "registers": "registers",
+    "exposed": "loads from other blocks in a row",
+    "calls": "calls",
+    "narrow": "stores below 128 bits",
 }

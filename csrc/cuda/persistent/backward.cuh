@@ -60,10 +60,11 @@ class BackwardProducts {
       gates_ = reinterpret_cast<S*>(shared + l.exchange +
                                     aligned(std::int64_t{8} * members() * units() * kColumns));
     } else {
-      const ScratchLayout s = scratch_layout(true, a.cell, a.dtype, a.H, a.directions, kS, a.plan);
+      const ScratchLayout s =
+          scratch_layout(true, a.cell, sizeof(S), a.H, a.directions, kS, a.plan);
       char* const scratch = static_cast<char*>(a.scratch);
       gates_ = reinterpret_cast<S*>(scratch + chunk * 2 * s.states) + rank_ * padded_ * kColumns;
-      flags_ = reinterpret_cast<unsigned*>(scratch + s.flags) + chunk * a.plan.blocks;
+      flags_ = reinterpret_cast<unsigned*>(scratch + s.flags) + chunk * flags_of(a.plan);
     }
   }
 
@@ -98,8 +99,10 @@ class BackwardProducts {
     } else {
       const int each = units() * gate_count(a_.cell), read = weights_.depth_end();
       const int last = ((read < depth() ? read : depth()) + each - 1) / each;
+      const FlagLayout l = flag_layout(a_.plan);
+      const unsigned* const flags = this->flags(chunk, l) + cluster_ % l.copies * l.stride;
       for (int p = weights_.depth_begin() / each + lane_of_warp(); p < last; p += 32) {
-        ptx::acquire(flag(chunk, p), static_cast<unsigned>(j));
+        ptx::acquire(flags + p, static_cast<unsigned>(j));
       }
       __syncwarp();
       weights_.template multiply<MemoryExchange<S, kColumns>>(gates(chunk, j - 1), sums);
@@ -154,8 +157,9 @@ class BackwardProducts {
   __device__ __forceinline__ void publish(int chunk, int j, bool any) const {
     __syncthreads();
     if constexpr (kMeeting != Meeting::kCluster) {
-      if (thread() == 0 && any) {
-        ptx::release(flag(chunk, cluster_), static_cast<unsigned>(j) + 1);
+      if (any) {
+        const FlagLayout l = flag_layout(a_.plan);
+        raise_flag(flags(chunk, l), l, cluster_, static_cast<unsigned>(j) + 1);
       }
     }
   }
@@ -201,9 +205,9 @@ class BackwardProducts {
 #endif
   }
 
-  // Of the block with this block's rank in a cluster of the group.
-  __device__ __forceinline__ unsigned* flag(int chunk, int cluster) const {
-    return flags_ + chunk * a_.plan.blocks + cluster * members() + rank_;
+  // Of the blocks with this block's rank in the clusters of the group: the first copy.
+  __device__ __forceinline__ unsigned* flags(int chunk, FlagLayout l) const {
+    return flags_ + (chunk * members() + rank_) * l.copies * l.stride;
   }
 
   // The chunk's gates that step j reads or writes, of this block's rank.

@@ -25,26 +25,47 @@ struct Producers {
   int first, last;
 };
 
+// Raises the flag of one that publishes, `member`, in every copy (FlagLayout). To be called by all
+// threads, after a barrier behind what it publishes.
+//
+// By the last warp: a release waits until all that was written is to be seen, and where a block has
+// fewer units and sequences than threads, it is the first warps that have outputs to store and gates
+// to load. A lane for each copy: their releases are one instruction's.
+__device__ __forceinline__ void raise_flag(unsigned* flags, FlagLayout layout, int member,
+                                           unsigned value) {
+  const int copy = static_cast<int>(threadIdx.x) + 32 - static_cast<int>(blockDim.x);
+  if (copy >= 0 && copy < layout.copies) {
+    ptx::release(flags + copy * layout.stride + member, value);
+  }
+}
+
 // Copies in global memory. Each block has a flag for every chunk, which counts what it has published.
 //
 // The order that makes this right: a thread's stores of h come before the block's barrier, the
-// barrier before thread 0's release of the flag (at GPU scope, and cumulative), a lane's acquire of
-// that value before its __syncwarp, and that before the warp's loads of h. So the stores happen
-// before the loads. The loads and stores are relaxed at GPU scope: they pass L1 by, and none races.
-// Blocks that poll need those they poll for: the launch is cooperative.
+// barrier before a lane's release of a copy of the flag (at GPU scope, and cumulative), a lane's
+// acquire of that value before its __syncwarp, and that before the warp's loads of h. So the stores
+// happen before the loads. The loads and stores are relaxed at GPU scope: they pass L1 by, and none
+// races. Blocks that poll need those they poll for: the launch is cooperative.
 template <class S, int kColumns>
 class MemoryExchange {
  public:
-  __device__ __forceinline__ MemoryExchange(void* states, void* flags, std::int64_t padded_depth,
-                                            Member member)
+  __device__ __forceinline__ MemoryExchange(void* states, void* flags, FlagLayout layout,
+                                            std::int64_t padded_depth, Member member)
       : states_(static_cast<S*>(states)),
         flags_(static_cast<unsigned*>(flags)),
+        layout_(layout),
         size_(static_cast<int>(padded_depth) * kColumns),
         member_(member) {}
 
-  template <class V>
-  __device__ __forceinline__ static V read(const S* from) {
-    return ptx::load_shared_by_all<V>(from);
+  static constexpr bool kHasConditionalReads = true;
+
+  template <class V, bool kConditional>
+  __device__ __forceinline__ static V read(const S* from, bool there) {
+    if constexpr (kConditional) {
+      return ptx::load_shared_by_all<V>(from, there);
+    } else {
+      return ptx::load_shared_by_all<V>(from);
+    }
   }
 
   __device__ __forceinline__ S* copy(int chunk, int parity) const {
@@ -61,14 +82,13 @@ class MemoryExchange {
   // `times` counts a chunk's publications up. By all threads.
   __device__ __forceinline__ void publish(int chunk, unsigned times) {
     __syncthreads();
-    if (threadIdx.x == 0) {
-      ptx::release(flags_ + chunk * member_.blocks + member_.rank, times);
-    }
+    raise_flag(flags_ + chunk * layout_.stride * layout_.copies, layout_, member_.rank, times);
   }
 
   // Until they have published so often. By all lanes of a warp.
   __device__ __forceinline__ void wait(int chunk, unsigned times, Producers producers) const {
-    const unsigned* const flags = flags_ + chunk * member_.blocks;
+    const int copy = chunk * layout_.copies + member_.rank % layout_.copies;
+    const unsigned* const flags = flags_ + copy * layout_.stride;
     for (int b = producers.first + lane_of_warp(); b <= producers.last; b += 32) {
       ptx::acquire(flags + b, times);
     }
@@ -80,6 +100,7 @@ class MemoryExchange {
  private:
   S* const states_;
   unsigned* const flags_;
+  const FlagLayout layout_;
   const int size_;
   const Member member_;
 };
@@ -96,8 +117,10 @@ class ClusterExchange {
         size_(static_cast<int>(padded_depth) * kColumns),
         member_(member) {}
 
-  template <class V>
-  __device__ __forceinline__ static V read(const S* from) {
+  static constexpr bool kHasConditionalReads = false;
+
+  template <class V, bool>
+  __device__ __forceinline__ static V read(const S* from, bool) {
     return *reinterpret_cast<const V*>(from);
   }
 

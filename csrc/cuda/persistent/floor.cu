@@ -94,13 +94,12 @@ __global__ void __launch_bounds__(kShapes[kShape].threads(), 1)
     const ClusterExchange<Half, kS.columns> exchange(shared + layout.exchange, depth, member);
     scan<Product, kShape>(a, member, exchange, shared + layout.weights);
   } else {
-    const ScratchLayout scratch =
-        scratch_layout(false, CellKind::kLstm, Dtype::kHalf, a.H, 1, kS, plan);
+    const ScratchLayout scratch = scratch_layout(false, CellKind::kLstm, 2, a.H, 1, kS, plan);
     unsigned char* const memory = static_cast<unsigned char*>(a.scratch);
     const std::int64_t chunks = std::int64_t{1} * group * plan.chunks;
     const MemoryExchange<Half, kS.columns> exchange(
-        memory + chunks * 2 * scratch.states, memory + scratch.flags + chunks * plan.blocks * 4,
-        depth, member);
+        memory + chunks * 2 * scratch.states, memory + scratch.flags + chunks * flags_of(plan) * 4,
+        flag_layout(plan), depth, member);
     scan<Product, kShape>(a, member, exchange, shared + layout.weights);
   }
 #else

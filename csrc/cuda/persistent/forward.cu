@@ -21,10 +21,10 @@ __device__ __forceinline__ Place place_of_block(const PersistentForward& a, bool
                             exchange_bytes(false, plan.meeting(), kS, bytes, a.H, plan.units,
                                            plan.cluster, plan.chunks)});
   p.shared = dynamic_shared<unsigned char>();
-  const ScratchLayout scratch = scratch_layout(false, a.cell, a.dtype, a.H, a.directions, kS, plan);
+  const ScratchLayout scratch = scratch_layout(false, a.cell, bytes, a.H, a.directions, kS, plan);
   const std::int64_t chunks = std::int64_t{1} * group * plan.chunks;
   p.states = static_cast<unsigned char*>(a.scratch) + chunks * 2 * scratch.states;
-  p.flags = static_cast<unsigned char*>(a.scratch) + scratch.flags + chunks * plan.blocks * 4;
+  p.flags = static_cast<unsigned char*>(a.scratch) + scratch.flags + chunks * flags_of(plan) * 4;
   return p;
 }
 
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kShapes[kShape].threads(), 1)
     Forward<Cell, S, Product, kShape, Exchange>(a, place, exchange).run();
   } else {
     using Exchange = MemoryExchange<S, kS.columns>;
-    const Exchange exchange(place.states, place.flags, depth, place.member);
+    const Exchange exchange(place.states, place.flags, flag_layout(a.plan), depth, place.member);
     Forward<Cell, S, Product, kShape, Exchange>(a, place, exchange).run();
   }
 #else

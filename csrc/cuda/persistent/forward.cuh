@@ -28,8 +28,9 @@ class Forward {
   static constexpr Shape kS = kShapes[kShape];
   static constexpr int G = Cell::kGates, kPre = Cell::kPre, kColumns = kS.columns;
   static constexpr int kRounds = rounds_of(kS.rows() / G, kColumns, kS.threads());
-  // Gates are loaded before the wait, and outputs stored when h is on its way to others. With more
-  // rounds than registers hold, gates come as far as L2, and a round is finished before the next.
+  // Gates come as far as L2 two steps ahead. They are loaded before the wait, and outputs stored when
+  // h is on its way to others; with more rounds than registers hold, a round is finished before the
+  // next.
   static constexpr int kRoom = kS.tiles_m == 4 ? 1 : 2;  // four tiles of weights leave less
   static constexpr bool kInRegisters = kRounds <= kRoom;
   static constexpr int kHeld = kInRegisters ? kRounds : 1;
@@ -145,13 +146,10 @@ class Forward {
 
   __device__ __forceinline__ void step(const ForwardWalk& walk, int chunk) {
     T gates[kHeld][G] = {}, saved[kHeld][Cell::kSaved] = {}, h[kHeld] = {};
-#pragma unroll kHeld
-    for (int round = 0; round < kRounds; ++round) {
-      const Unit u = unit_of_round(round, chunk);
-      if constexpr (kInRegisters) {
-        load_gates(walk, u, gates[round]);
-      } else {
-        prefetch_gates(walk, u);
+    if constexpr (kInRegisters) {
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) {
+        load_gates(walk, unit_of_round(round, chunk), gates[round]);
       }
     }
 
@@ -196,26 +194,32 @@ class Forward {
         }
       }
     }
+    expect_gates(walk, chunk);
   }
 
-  __device__ __forceinline__ const T* gates_of(const ForwardWalk& walk, const Unit& u) const {
-    return elements<const T>(d_.gates) + (walk.row + u.n) * G * H_ + u.unit;
+  __device__ __forceinline__ const T* gates_of(std::int64_t row, const Unit& u) const {
+    return elements<const T>(d_.gates) + (row + u.n) * G * H_ + u.unit;
   }
 
   __device__ __forceinline__ void load_gates(const ForwardWalk& walk, const Unit& u,
                                              T (&gates)[G]) const {
     if (is_there(u, walk.now)) {
-      const T* const from = gates_of(walk, u);
+      const T* const from = gates_of(walk.row, u);
 #pragma unroll
       for (int p = 0; p < G; ++p) gates[p] = from[std::int64_t{Cell::order(p)} * H_];
     }
   }
 
-  __device__ __forceinline__ void prefetch_gates(const ForwardWalk& walk, const Unit& u) const {
-    if (is_there(u, walk.now)) {
-      const T* const from = gates_of(walk, u);
+  // Asks for the gates of the step after the next one: those of the next are loaded at once.
+  __device__ __forceinline__ void expect_gates(const ForwardWalk& walk, int chunk) const {
+#pragma unroll 1
+    for (int round = 0; round < kRounds; ++round) {
+      const Unit u = unit_of_round(round, chunk);
+      if (is_there(u, walk.beyond)) {
+        const T* const from = gates_of(walk.row_beyond(), u);
 #pragma unroll
-      for (int g = 0; g < G; ++g) ptx::prefetch(from + std::int64_t{g} * H_);
+        for (int g = 0; g < G; ++g) ptx::prefetch(from + std::int64_t{g} * H_);
+      }
     }
   }
 

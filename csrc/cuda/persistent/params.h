@@ -102,26 +102,51 @@ FUSED_RNN_INLINE constexpr std::int64_t slice_depth(bool backward, CellKind cell
   return plan.cluster == 0 ? G * H : G * plan.units * (plan.blocks / plan.cluster);
 }
 
+// The flags of a chunk: [rank in the cluster][copy][cluster], without clusters [copy][block]; uint32.
+// Who polls, polls for all of a rank, so that these stand in a row. Each block raises its flag in
+// every copy, and polls one: warps that poll the same line of L2 wait for each other there, with 96
+// blocks of 8 warps about as long as a step may take. The figures are guesses, to be measured.
+struct FlagLayout {
+  int copies;
+  int stride;  // of a copy: whole lines of 128 bytes
+};
+
+constexpr int kPollersOfALine = 16, kMostFlagCopies = 8;
+
+FUSED_RNN_INLINE constexpr FlagLayout flag_layout(const Plan& plan) {
+  const int members = plan.cluster > 0 ? plan.blocks / plan.cluster : plan.blocks;
+  const int copies = static_cast<int>(ceil_div(members, kPollersOfALine));
+  return {copies < kMostFlagCopies ? copies : kMostFlagCopies,
+          static_cast<int>(ceil_div(members, 32)) * 32};
+}
+
+// Of a chunk.
+FUSED_RNN_INLINE constexpr std::int64_t flags_of(const Plan& plan) {
+  const FlagLayout l = flag_layout(plan);
+  return std::int64_t{1} * (plan.cluster > 0 ? plan.cluster : 1) * l.copies * l.stride;
+}
+
 // Where things stand in scratch, in bytes. There is none where a group is one cluster.
 struct ScratchLayout {
   std::int64_t states;  // of a chunk and parity: [rank in the cluster][padded depth][columns]  S
   std::int64_t flags;   // where they begin; before them [direction][group][chunk][2] states
-  std::int64_t bytes;   // of all, with the flags: [direction][group][chunk][blocks]  uint32
+  std::int64_t bytes;   // of all, with the flags: [direction][group][chunk][flags_of()]  uint32
 };
 
-FUSED_RNN_INLINE constexpr ScratchLayout scratch_layout(bool backward, CellKind cell, Dtype dtype,
+// `bytes`: of an element, which a kernel knows when it is compiled: a division less.
+FUSED_RNN_INLINE constexpr ScratchLayout scratch_layout(bool backward, CellKind cell, int bytes,
                                                         std::int64_t H, int directions, Shape shape,
                                                         const Plan& plan) {
   if (plan.meeting() == Meeting::kCluster) {
     return {0, 0, 0};
   }
-  const int bytes = element_bytes_of(dtype), ranks = plan.cluster > 0 ? plan.cluster : 1;
+  const int ranks = plan.cluster > 0 ? plan.cluster : 1;
   const std::int64_t depth = padded_depth(shape, slice_depth(backward, cell, H, plan), bytes);
   const std::int64_t chunks = std::int64_t{1} * directions * plan.groups * plan.chunks;
   ScratchLayout l{};
   l.states = ranks * depth * plan.columns * bytes;
   l.flags = chunks * 2 * l.states;
-  l.bytes = l.flags + chunks * plan.blocks * 4;
+  l.bytes = l.flags + chunks * flags_of(plan) * 4;
   return l;
 }
 

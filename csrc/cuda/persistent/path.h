@@ -14,7 +14,7 @@
 #include "cuda/device.h"
 #include "cuda/lengths.h"
 #include "floor.h"
-#include "plan.h"
+#include "plan_cache.h"
 #include "cuda/stepwise/path.h"
 
 namespace fused_rnn {
@@ -33,13 +33,19 @@ inline std::atomic<bool>& tf32_is_allowed() {
   return allowed;
 }
 
+// For the current device, whether or not persistent kernels are wanted.
+inline Planned possible_plan(const PlanProblem& problem) {
+  static PlanCache cache;
+  return cache.plan(problem, device_facts());
+}
+
 inline Planned planned(const PlanProblem& problem) {
   if (!persistent_is_wanted()) {
     Planned none;
     none.reason = "FUSED_RNN_PERSISTENT=1 would allow persistent kernels, which are still new";
     return none;
   }
-  return make_plan(problem, device_facts());
+  return possible_plan(problem);
 }
 
 using Results = std::array<Tensor, 5>;    // as K::forward's in ops.h
@@ -137,9 +143,9 @@ class PersistentPath : public Stepwise {
     scan.plan = plan;
 
     using torch::headeronly::ScalarType;
-    const std::int64_t bytes =
-        scratch_layout(kBackward, cell_, scan.dtype, in_.H, directions, kShapes[plan.shape], plan)
-            .bytes;
+    const std::int64_t bytes = scratch_layout(kBackward, cell_, element_bytes_of(scan.dtype), in_.H,
+                                              directions, kShapes[plan.shape], plan)
+                                   .bytes;
     Tensor scratch = in_.empty({bytes}, ScalarType::Byte), lengths = this->lengths();
     torch::stable::zero_(scratch);
     scan.scratch = write(scratch);
@@ -213,24 +219,59 @@ struct Cuda {
   }
 };
 
-// The ops beside the scans. `like` tells the device and the dtype; the answer is the plan in words,
-// or why the scan goes step by step.
-inline std::string persistent_plan(Tensor like, std::string cell, std::int64_t T, std::int64_t N,
-                                   std::int64_t H, std::int64_t P, bool backward, bool training,
-                                   std::int64_t directions) {
-  const DeviceGuard guard(like);
-  const CellKind kind = checked_cell(cell);
-  const Dtype dtype = checked_dtype(like);
+// The ops beside the scans. `like` tells the device and the dtype.
+inline PlanProblem problem_of(const Tensor& like, const std::string& cell, std::int64_t T,
+                              std::int64_t N, std::int64_t H, std::int64_t P, bool backward,
+                              bool training, std::int64_t directions) {
   STD_TORCH_CHECK(directions == 1 || directions == 2,
                   "fused_rnn: directions should be 1 or 2, got ", directions);
-  const PlanProblem problem{kind, dtype, tf32_is_allowed(),           backward, training, T, N,
-                            H,    P,     static_cast<int>(directions)};
-  const Planned found = planned(problem);
+  return {checked_cell(cell),
+          checked_dtype(like),
+          tf32_is_allowed(),
+          backward,
+          training,
+          T,
+          N,
+          H,
+          P,
+          static_cast<int>(directions)};
+}
+
+// The plan in words, or why the scan goes step by step; `regardless` of whether persistent kernels
+// are wanted.
+inline std::string persistent_plan(Tensor like, std::string cell, std::int64_t T, std::int64_t N,
+                                   std::int64_t H, std::int64_t P, bool backward, bool training,
+                                   std::int64_t directions, bool regardless) {
+  const DeviceGuard guard(like);
+  const PlanProblem problem = problem_of(like, cell, T, N, H, P, backward, training, directions);
+  const Planned found = regardless ? possible_plan(problem) : planned(problem);
   if (!found.plan.has_value()) {
     return "step by step: " + found.reason;
   }
   const char* const each = directions == 2 ? "both directions in one launch, each " : "";
   return std::string("persistent, ") + each + describe(problem, *found.plan);
+}
+
+// Which kernel a plan for training has, whether or not it is wanted: how its blocks meet and its
+// shape, as enum Meeting and kShapes count; nothing where there is no plan.
+inline std::vector<std::int64_t> persistent_kernel(Tensor like, std::string cell, std::int64_t T,
+                                                   std::int64_t N, std::int64_t H, bool backward,
+                                                   std::int64_t directions) {
+  const DeviceGuard guard(like);
+  const std::optional<Plan> plan =
+      possible_plan(problem_of(like, cell, T, N, H, 0, backward, true, directions)).plan;
+  if (!plan.has_value()) {
+    return {};
+  }
+  return {static_cast<std::int64_t>(plan->meeting()), plan->shape};
+}
+
+// A device as DeviceFacts has it: capability, SMs, shared memory, cooperative launches, clusters.
+inline std::vector<std::int64_t> facts_of_device(std::int64_t index) {
+  const DeviceGuard guard(index);
+  const DeviceFacts f = device_facts();
+  return {f.capability,  f.sms,         f.shared_bytes, f.cooperative,
+          f.clusters[0], f.clusters[1], f.clusters[2],  f.clusters[3]};
 }
 
 // Runs what a forward in float16 cannot be quicker than (floor.h), and returns its scratch memory.
@@ -241,8 +282,9 @@ inline Tensor persistent_floor(Tensor like, std::string cell, std::int64_t T, st
   const Planned found = make_plan(problem, device_facts());
   STD_TORCH_CHECK(found.plan.has_value(), "fused_rnn: there is no floor: ", found.reason);
   const Plan& plan = *found.plan;
-  const std::int64_t bytes =
-      scratch_layout(false, problem.cell, problem.dtype, H, 1, kShapes[plan.shape], plan).bytes;
+  const std::int64_t bytes = scratch_layout(false, problem.cell, element_bytes_of(problem.dtype), H,
+                                            1, kShapes[plan.shape], plan)
+                                 .bytes;
   Tensor scratch =
       torch::stable::new_zeros(like, Sizes{bytes}, torch::headeronly::ScalarType::Byte);
   Tensor weights =
@@ -260,7 +302,11 @@ template <class Library>
 void define_persistent_ops(Library& m) {
   m.def(
       "persistent_plan(Tensor like, str cell, int T, int N, int H, int P, bool backward, bool "
-      "training=False, int directions=1) -> str");
+      "training=False, int directions=1, bool regardless=False) -> str");
+  m.def(
+      "persistent_kernel(Tensor like, str cell, int T, int N, int H, bool backward, int "
+      "directions=1) -> int[]");
+  m.def("device_facts(int device) -> int[]");
   m.def("persistent_tf32(bool allowed) -> bool");
   m.def(
       "persistent_floor(Tensor like, str cell, int T, int N, int H, bool exchange, bool products) "

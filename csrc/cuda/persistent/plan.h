@@ -204,6 +204,9 @@ inline std::string refusal(const PlanProblem& p, const DeviceFacts& device) {
   if (p.P > 0) {
     return "no persistent kernel for projections";
   }
+  if (device.capability == 0) {
+    return "this build has no kernels for this device";
+  }
   if (device.capability < 80) {
     return "persistent kernels need sm_80, this is sm_" + std::to_string(device.capability);
   }

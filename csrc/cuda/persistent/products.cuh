@@ -32,14 +32,21 @@ __device__ __forceinline__ E* elements(const void* array) {
   return static_cast<E*>(const_cast<void*>(array));
 }
 
-// Where a (rows, columns) array in shared memory has an element, so that 8 rows of 4 columns are in
-// different banks, and pairs of columns stay together.
+// Where a (rows, columns) array in shared memory has an element, so that 8 rows of 4 columns, as they
+// are read, are in different banks, and so are 4 rows of 8 columns, as half a warp writes pairs of
+// them. Fours of columns stay together.
 template <int kColumns>
 __device__ __forceinline__ int place_of(int row, int column) {
   if constexpr (kColumns == 1) {
     return row;
   } else {
-    return row * kColumns + (column ^ (row * kColumns / 32 % (kColumns / 4) * 4));
+    constexpr int kRows = 32 / kColumns,
+                  kFours = kColumns / 4;  // rows that go once around the banks
+    int turn = row / kRows % kFours;
+    if constexpr (kFours == 4) {
+      turn = turn % 2 * 2 + turn / 2;  // two turns in a row use different halves of the columns
+    }
+    return row * kColumns + (column ^ (turn * 4));
   }
 }
 
@@ -91,11 +98,13 @@ struct TensorProduct : TileOfSums {
     return a;
   }
 
-  // `states`: of a fragment's depth, from its first of 8 columns on.
-  template <class Exchange>
-  __device__ __forceinline__ static Operand operand(const S* states) {
+  // `states`: of a fragment's depth, from its first of 8 columns on; `there`: whether anybody asks for
+  // what is returned.
+  template <class Exchange, bool kConditional>
+  __device__ __forceinline__ static Operand operand(const S* states, bool there) {
     const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
-    return Exchange::template read<Operand>(states + g * kDepth + q * (8 / sizeof(S)));
+    return Exchange::template read<Operand, kConditional>(states + g * kDepth + q * (8 / sizeof(S)),
+                                                          there);
   }
 
   __device__ __forceinline__ static void multiply(ptx::Accumulator& d, const ptx::FragmentA& a,
@@ -126,16 +135,16 @@ struct PlainProduct : TileOfSums {
     return a;
   }
 
-  template <class Exchange>
-  __device__ __forceinline__ static Operand operand(const float* states) {
+  template <class Exchange, bool kConditional>
+  __device__ __forceinline__ static Operand operand(const float* states, bool there) {
     Operand b;
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int column = lane_of_warp() % 4 * 2 + c;
-        b.column[c][half] =
-            Exchange::template read<ptx::FragmentA>(states + column * kDepth + half * 4);
+        b.column[c][half] = Exchange::template read<ptx::FragmentA, kConditional>(
+            states + column * kDepth + half * 4, there);
       }
     }
     return b;
@@ -167,9 +176,10 @@ struct OneColumn : Product {
   using typename Product::Element;
   using typename Product::Operand;
 
-  template <class Exchange>
-  __device__ __forceinline__ static Operand operand(const Element* states) {
-    return Exchange::template read<Operand>(states + lane_of_warp() % 4 * (8 / sizeof(Element)));
+  template <class Exchange, bool kConditional>
+  __device__ __forceinline__ static Operand operand(const Element* states, bool there) {
+    const Element* const from = states + lane_of_warp() % 4 * (8 / sizeof(Element));
+    return Exchange::template read<Operand, kConditional>(from, there);
   }
 
   template <int kColumns>
@@ -200,9 +210,9 @@ struct OneColumn<PlainProduct> : PlainProduct {
     return a;
   }
 
-  template <class Exchange>
-  __device__ __forceinline__ static Operand operand(const float* states) {
-    return Exchange::template read<Operand>(states + lane_of_warp() / 4);
+  template <class Exchange, bool kConditional>
+  __device__ __forceinline__ static Operand operand(const float* states, bool there) {
+    return Exchange::template read<Operand, kConditional>(states + lane_of_warp() / 4, there);
   }
 
   __device__ __forceinline__ static void multiply(ptx::Accumulator& d, const ptx::FragmentA& a,

@@ -15,8 +15,8 @@ namespace cuda {
 class ForwardWalk {
  public:
   int k = 0;
-  int before = 0, now, after;  // sequences at k - 1, k and k + 1
-  std::int64_t row;            // of sequence 0
+  int before = 0, now, after, beyond;  // sequences at k - 1, k, k + 1 and k + 2
+  std::int64_t row;                    // of sequence 0
 
   __device__ __forceinline__ ForwardWalk(const std::int32_t* lengths, std::int64_t T,
                                          std::int64_t N, bool reverse)
@@ -29,13 +29,19 @@ class ForwardWalk {
     now = count(0);
     row = reverse ? all_rows() - now : 0;
     after = count(1);
+    beyond = count(2);
   }
 
   __device__ __forceinline__ void advance() {
     row += reverse_ ? -after : now;
-    before = now, now = after;
+    before = now, now = after, after = beyond;
     ++k;
-    after = count(k + 1);
+    beyond = count(k + 2);
+  }
+
+  // Of sequence 0 at k + 2.
+  __device__ __forceinline__ std::int64_t row_beyond() const {
+    return reverse_ ? row - after - beyond : row + now + after;
   }
 
  private:

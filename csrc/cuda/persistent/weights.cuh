@@ -56,6 +56,7 @@ class WarpWeights {
   static constexpr int kAhead = kOneColumn ? kKept / static_cast<int>(ceil_div(kKept, kMostAhead))
                                            : (kByLane ? 8 : 4) / kTilesN;
   static_assert(kKept % kAhead == 0, "no round has fragments in both places");
+  static constexpr bool kHasRegistersLeft = kTilesM <= 2 && !kOneColumn;
   static constexpr int kAtOnce = kTilesM > 2 ? 1 : 4 / kTilesM;  // steps that are loaded at once
   static_assert(kKept % kAtOnce == 0, "nor has a round of loads");
   using Element = typename Product::Element;
@@ -109,6 +110,7 @@ class WarpWeights {
   // `states`: of the whole depth. By all lanes of the warp.
   template <class Exchange>
   __device__ __forceinline__ void multiply(const Element* states, Sums& sums) const {
+    states += first_ * kS.columns * Product::kDepth;
 #pragma unroll
     for (int s = 0; s < kKept; s += kAhead) {
       some_steps<Exchange, true>(states, s, sums);
@@ -146,17 +148,22 @@ class WarpWeights {
   __device__ __forceinline__ int depth_end() const { return (first_ + steps_) * Product::kDepth; }
 
  private:
+  // All loads stand before the first product, and none in a branch of its own: a compiler puts a
+  // load that is conditional next to the product that is so too, and a warp waits for one after the
+  // other. Where registers are left, a load's own condition says so, and the compiler keeps them
+  // together; elsewhere it would spill, and what is not there is read from the first step's place.
   template <class Exchange, bool kInRegisters>
   __device__ __forceinline__ void some_steps(const Element* states, int begin, Sums& sums) const {
+    constexpr bool kConditional = kHasRegistersLeft && Exchange::kHasConditionalReads;
     typename Product::Operand b[kAhead][kTilesN];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
-        if (begin + i < steps_) {
-          b[i][n] = Product::template operand<Exchange>(
-              states + ((first_ + begin + i) * kS.columns + n * 8) * Product::kDepth);
-        }
+        const bool there = begin + i < steps_;
+        const int step = kConditional || there ? begin + i : 0;
+        b[i][n] = Product::template operand<Exchange, kConditional>(
+            states + (step * kS.columns + n * 8) * Product::kDepth, there);
       }
     }
 #pragma unroll

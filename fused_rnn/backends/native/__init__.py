@@ -17,6 +17,7 @@ from torch import Tensor
 from fused_rnn.backends import transforms
 from fused_rnn.backends.base import Inputs, Problem
 from fused_rnn.backends.native import fakes, marked, persistent
+from fused_rnn.backends.native.device import facts
 from fused_rnn.backends.native.errors import raise_out_of_memory
 from fused_rnn.backends.native.marked import marked_backward, marked_forward
 from fused_rnn.backends.native.persistent import tell_tf32
@@ -35,6 +36,7 @@ __all__ = [
     "backward_both",
     "checks_operands",
     "cuda_missing",
+    "facts",
     "forward",
     "forward_both",
     "marked_backward",
@@ -77,18 +79,19 @@ def simd_level() -> str:
     return torch.ops.fused_rnn.simd_level()
 
 
-def plan(problem: Problem, together: bool = False) -> str | None:
+def plan(problem: Problem, together: bool = False, regardless: bool = False) -> str | None:
     """Return how the steps of a scan lie on a GPU, in words; None on other devices.
 
     Args:
         problem: of one direction
         together: whether the other direction may be scanned along with it
+        regardless: whether to say what a plan would be where persistent kernels are not wanted
     """
     if problem.device.type != "cuda" or cuda_missing() is not None:
         return None
     if problem.marked:
         return "step by step: no persistent kernel reads lengths and resets on the device"
-    return persistent.words(problem, together)
+    return persistent.words(problem, together, regardless)
 
 
 def supports(problem: Problem) -> str | None:
@@ -109,6 +112,12 @@ def _refused_gpu(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < _OLDEST_GPU:
         return "no kernel for sm_{}{}: the oldest is sm_{}{}".format(*capability, *_OLDEST_GPU)
+    if facts(device).capability == 0:
+        major, minor = capability
+        return (
+            f"this build has no kernels for sm_{major}{minor}: "
+            f"TORCH_CUDA_ARCH_LIST={major}.{minor} make cuda makes them"
+        )
     return None
 
 

@@ -29,11 +29,13 @@ def _tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def words(problem: Problem, together: bool) -> str:
+def words(problem: Problem, together: bool, regardless: bool = False) -> str:
     """Return how the steps of a scan lie on a GPU; see :func:`~fused_rnn.backends.native.plan`."""
     like = torch.empty(0, dtype=problem.dtype, device=problem.device)
     tell_tf32(like)
-    forward, backward = (_pass(like, problem, backward, together) for backward in (False, True))
+    forward, backward = (
+        _pass(like, problem, backward, together, regardless) for backward in (False, True)
+    )
     if problem.states and problem.cell == "lstm":
         # A persistent inference keeps the last c alone, and no backward takes the others' gradient.
         if not problem.training and forward.startswith(_PERSISTENT):
@@ -45,9 +47,11 @@ def words(problem: Problem, together: bool) -> str:
     return f"forward {forward}; backward {backward}"
 
 
-def _pass(like: Tensor, problem: Problem, backward: bool, together: bool) -> str:
+def _pass(like: Tensor, problem: Problem, backward: bool, together: bool, regardless: bool) -> str:
     sizes = problem.T, problem.N, problem.H, problem.P
     scan = like, problem.cell, *sizes, backward, problem.training
+    if regardless:
+        return torch.ops.fused_rnn.persistent_plan(*scan, 2 if together else 1, True)
     alone = torch.ops.fused_rnn.persistent_plan(*scan)
     if not together:
         return alone

@@ -22,12 +22,13 @@ functions = pytest.mark.parametrize("name", FUNCTIONS)
     params=[
         *EACH_LEVEL,
         "scalar",
+        "gpu",  # whose quotients are made of an estimate
     ]
 )
 def evaluate(request):
     """Each way that math.h is compiled: f(name, array) -> array."""
-    if request.param == "scalar":
-        library = scalar_math()
+    if request.param in ("scalar", "gpu"):
+        library = scalar_math(gpu=request.param == "gpu")
 
         def by_scalars(name, x):
             out = np.empty_like(x)
@@ -97,6 +98,28 @@ def test_nan_and_the_ends(evaluate, name, dtype):
     else:
         assert (below >= 0).all()
         assert (below <= 2 * np.finfo(dtype).tiny).all()
+
+
+@floats
+def test_quotients_are_as_good_as_divisions(dtype):
+    # Over all that gates divide by, and by numbers of every kind.
+    by, gpu = (scalar_math(gpu=gpu) for gpu in (False, True))
+    x = every_kind_of_number(dtype)
+    x = np.concatenate([x, np.linspace(-100, 100, 400_001, dtype=dtype)])
+    for name in ("sigmoid", "tanh"):
+        found = []
+        for library in (by, gpu):
+            out = np.empty_like(x)
+            f = library.evaluate_float if dtype == np.float32 else library.evaluate_double
+            pointers = (ctypes.c_void_p(a.ctypes.data) for a in (x, out))
+            f(FUNCTIONS.index(name), *pointers, ctypes.c_int64(x.size))
+            found.append(out)
+        divided, estimated = found
+        np.testing.assert_array_equal(np.isnan(estimated), np.isnan(x))
+        number = ~np.isnan(x)
+        off = np.abs(estimated - divided)[number] / np.spacing(np.abs(divided[number]))
+        assert off.max() <= 1
+        assert (np.abs(estimated[number]) <= 1).all()
 
 
 @floats

@@ -32,6 +32,7 @@ FLAGS = (
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),  # nvcc's unroll
     *(f"-I{path}" for path in (ROOT / "csrc", SIMT)),
     f"-DFUSED_RNN_FEW_THREADS={FEW_THREADS}",
+    "-DFUSED_RNN_SIMT",  # quotients as GPUs make them
 )
 # Set where tests run with the sanitizers' libraries preloaded: then kernels are sanitized too.
 SANITIZE = "FUSED_RNN_SANITIZED_BENCH"

@@ -50,7 +50,7 @@ EXPORTED const char* simt_persistent_backward_arrays() { return DIRECTION_ARRAYS
 
 EXPORTED std::int64_t simt_persistent_backward_scratch(const Numbers* numbers) {
   const PersistentBackward scan = scan_of(*numbers);
-  return scratch_layout(true, scan.cell, scan.dtype, scan.H, scan.directions,
+  return scratch_layout(true, scan.cell, element_bytes_of(scan.dtype), scan.H, scan.directions,
                         kShapes[scan.plan.shape], scan.plan)
       .bytes;
 }

@@ -4,7 +4,7 @@
 #include <exception>
 #include <string>
 
-#include "cuda/persistent/params.h"
+#include "cuda/persistent/products.cuh"
 
 namespace {
 
@@ -52,7 +52,7 @@ EXPORTED const char* simt_persistent_forward_arrays() { return DIRECTION_ARRAYS(
 
 EXPORTED std::int64_t simt_persistent_forward_scratch(const Numbers* numbers) {
   const PersistentForward scan = scan_of(*numbers);
-  return scratch_layout(false, scan.cell, scan.dtype, scan.H, scan.directions,
+  return scratch_layout(false, scan.cell, element_bytes_of(scan.dtype), scan.H, scan.directions,
                         kShapes[scan.plan.shape], scan.plan)
       .bytes;
 }
@@ -62,6 +62,13 @@ EXPORTED int simt_shape_count() { return kShapeCount; }
 // Rows and columns of a shape.
 EXPORTED void simt_shape(int shape, int* rows, int* columns) {
   *rows = kShapes[shape].rows(), *columns = kShapes[shape].columns;
+}
+
+// Where an array of so many columns in shared memory has an element.
+EXPORTED int simt_place_of(int columns, int row, int column) {
+  return columns == 16  ? place_of<16>(row, column)
+         : columns == 8 ? place_of<8>(row, column)
+                        : place_of<1>(row, column);
 }
 
 EXPORTED int simt_forward_is_compiled(int shape, int in_cluster) {

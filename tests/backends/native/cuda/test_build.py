@@ -45,10 +45,10 @@ def test_architectures_are_read(text, expected):
 
 @pytest.mark.parametrize("text", [None, "", "  "])
 def test_the_default_ends_with_ptx(text):
-    *others, last = nvcc.architectures(text, TOOLKIT)
-    assert [a.number for a in others] == ["75", "80", "86", "89", "90", "100"]
-    assert not any(a.ptx for a in others)
-    assert last == Architecture("120", ptx=True)
+    found = nvcc.architectures(text, TOOLKIT)
+    # And of the oldest with clusters, which GPUs without code of their own take (sm_110).
+    names = [a.number + "+" * a.ptx for a in found]
+    assert names == ["75", "80", "86", "89", "90+", "100", "120+"]
 
 
 def test_the_default_is_what_the_compiler_knows():
@@ -70,7 +70,7 @@ def test_gencode():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (None, "80 90 100 120+"),
+        (None, "80 90+ 100 120+"),
         ("7.5;8.0;8.6;8.9", "80"),
         ("8.6;8.9", "86"),
         ("8.0;8.9+PTX", "80 89+"),
@@ -171,6 +171,20 @@ def test_what_has_not_changed_is_not_compiled_again(fake_nvcc, monkeypatch, tmp_
 def test_warnings_become_errors_where_asked(fake_nvcc, tmp_path):
     nvcc.compile_objects(tmp_path / "out", werror=True)
     assert "-Wextra,-Wno-unused-parameter,-Werror -Werror all-warnings" in fake_nvcc()[-1]
+
+
+def test_a_watchdog_where_asked(fake_nvcc, monkeypatch, tmp_path):
+    monkeypatch.setenv("FUSED_RNN_WATCHDOG", "0")
+    nvcc.compile_objects(tmp_path / "out")
+    without = len(fake_nvcc())
+    assert not any("WATCHDOG" in line for line in fake_nvcc())
+    monkeypatch.setenv("FUSED_RNN_WATCHDOG", "5")
+    nvcc.compile_objects(tmp_path / "out")
+    assert len(fake_nvcc()) == 2 * without  # it is another module
+    assert all("-DFUSED_RNN_WATCHDOG=5" in line for line in fake_nvcc()[without:])
+    monkeypatch.setenv("FUSED_RNN_WATCHDOG", "soon")
+    with pytest.raises(CudaBuildError, match="should be whole seconds, got 'soon'"):
+        nvcc.compile_objects(tmp_path / "out")
 
 
 def test_the_digest_sees_every_file(tmp_path):

@@ -14,10 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fused_rnn import __main__ as doctor
 from fused_rnn.backends import Problem, native, triton
-from fused_rnn.backends.native import persistent
+from fused_rnn.backends.native import device, persistent
+from fused_rnn.backends.native.device import Facts
 from fused_rnn.cells import CELLS
 
 GPU = torch.device("cuda", 0)
+H100 = Facts(90, 132, 227 * 1024, True, (132, 66, 32, 16))
 PROBLEM = Problem("lstm", GPU, torch.float32, 5, 2, 3, 4, 0, False, False, None)
 needs_native = pytest.mark.skipif(
     native.available() is not None, reason=f"native: {native.available()}"
@@ -79,7 +81,15 @@ def test_which_gpus_and_problems(monkeypatch: pytest.MonkeyPatch) -> None:
         ((12, 0), None),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        monkeypatch.setattr(native, "facts", lambda _: H100)
         assert native.supports(PROBLEM) == reason
+        monkeypatch.setattr(native, "facts", lambda _: H100._replace(capability=0))
+        major, minor = capability
+        lacks = (
+            f"this build has no kernels for sm_{major}{minor}: TORCH_CUDA_ARCH_LIST={major}.{minor}"
+        )
+        assert native.supports(PROBLEM).startswith(reason or lacks)
+    monkeypatch.setattr(native, "facts", lambda _: H100)
     assert "complex64" in native.supports(PROBLEM._replace(dtype=torch.complex64))
     assert "autocast" in native.supports(PROBLEM._replace(transform="autocast"))
     assert "'xpu'" in native.supports(PROBLEM._replace(device=torch.device("xpu", 0)))
@@ -138,8 +148,19 @@ def test_the_doctor_names_the_gpu_and_what_it_lacks(
     monkeypatch.setattr(triton, "available", lambda: "Triton is not installed")
     monkeypatch.setattr(native, "_cuda_missing", None)
     monkeypatch.setattr(doctor, "_file", lambda module: f"/somewhere/{module}.so")
+    assert found["kernels on GPUs"] == {}
+    monkeypatch.setattr(native, "facts", lambda device: H100)
+    monkeypatch.setattr(
+        native, "plan", lambda problem, regardless: f"{problem.cell} {problem.device} {regardless}"
+    )
     status, found = examined()
     assert (status, found["problems"]) == (0, [])
+    assert found["kernels on GPUs"] == {
+        "cuda:0": str(H100),
+        f"cuda:0: {doctor.EXAMPLE_WORDS}": "lstm cuda:0 True",
+    }
+    monkeypatch.setattr(native, "facts", lambda device: H100._replace(capability=0))
+    assert examined()[1]["kernels on GPUs"] == {"cuda:0": "no code for it in this build"}
     assert found["compiled"]["CUDA module"] == "/somewhere/fused_rnn._C_cuda.so"
 
 
@@ -219,3 +240,47 @@ def test_the_plan_of_both_passes_in_words(monkeypatch: pytest.MonkeyPatch) -> No
     assert words(1, True, torch.device("cpu")) is None
     monkeypatch.setattr(native, "_cuda_missing", "it was not built")
     assert words(1, True) is None
+
+
+def test_the_facts_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def answer(index: int) -> list[int]:
+        asked.append(index)
+        return [90, 132, 227 * 1024, 1, 132, 66, 32, 16]
+
+    monkeypatch.setattr(torch.ops.fused_rnn, "device_facts", answer, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    device._facts.cache_clear()
+    try:
+        with FakeTensorMode():
+            assert device.facts(torch.device("cuda")) == H100
+        assert device.facts(torch.device("cuda", 3)) == H100
+        assert asked == [3]  # once
+    finally:
+        device._facts.cache_clear()
+    assert str(H100) == (
+        "code for sm_90, 132 SMs, 227 KB of shared memory a block, "
+        "66/32/16 clusters of 2/4/8 at once"
+    )
+    ampere = Facts(80, 108, 163 * 1024, False, (108, 0, 0, 0))
+    assert str(ampere).endswith(
+        "163 KB of shared memory a block, no clusters, no cooperative launches"
+    )
+
+
+def test_a_plan_whether_it_is_wanted_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size))
+    monkeypatch.setattr(
+        torch.ops.fused_rnn,
+        "persistent_plan",
+        lambda *args: asked.append(args[1:]) or f"persistent {args[6]}",
+        raising=False,
+    )
+    monkeypatch.setattr(native, "_cuda_missing", None)
+    said = native.plan(doctor.EXAMPLE, regardless=True)
+    assert said == "forward persistent False; backward persistent True"
+    scan = ("lstm", 1024, 16, 768, 0)
+    assert asked == [(*scan, backward, True, 1, True) for backward in (False, True)]

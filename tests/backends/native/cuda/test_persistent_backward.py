@@ -223,3 +223,10 @@ def test_what_has_no_kernel_is_refused():
     double = make("lstm", "float32", layout)._replace(dtype=torch.float64)
     with pytest.raises(RuntimeError, match="no persistent kernel for double"):
         backward(double, operands_of(double))
+
+
+@pytest.mark.parametrize("meeting", ["memory", "clusters"])
+def test_more_blocks_than_poll_one_line(meeting):
+    blocks = {"memory": (0, 36), "clusters": (2, 36)}[meeting]
+    layout = first_layout(meeting, 37, chunks=2, blocks=blocks)
+    assert_is_expected(make("gru", "float16", layout, RAGGED, 37, reverse=(True,)))

@@ -208,3 +208,45 @@ def test_blocks_beyond_the_hidden_units(cell):
     case = make(cell, "float16", H=9)
     # Units are shared out evenly: 9 over 7 blocks are 2 each, and the last two blocks have none.
     check(case._replace(layout=case.layout._replace(blocks=7)))
+
+
+@pytest.mark.parametrize("columns", [16, 1])
+def test_more_blocks_than_poll_one_line(columns):
+    # 40 blocks poll three copies of their flags, which take two lines each.
+    case = make("gru", "float16", (4, 4, 3) * 6 if columns > 1 else (4,), 41, columns=columns)
+    case = case._replace(lengths=tuple(sorted(case.lengths, reverse=True)))
+    chunks = 2 if columns > 1 else 1
+    case = case._replace(layout=case.layout._replace(blocks=40, chunks=chunks))
+    operands, results = check(case)
+    for order in ORDERS[1:]:
+        with bench().order(order):
+            (found,) = forward(case, operands)
+        assert_same_bits(found, results[0])
+
+
+def banks(columns, rows, first):
+    """Return the banks of words that some rows have of a run of columns."""
+    place = bench().library.simt_place_of
+    return [place(columns, row, column) % 32 for row in rows for column in first]
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_accesses_to_sums_meet_each_bank_once(width):
+    place = bench().library.simt_place_of
+    for row in range(64):
+        # Nothing is in another's place.
+        places = {place(width, r, c) for r in (row, row + 1) for c in range(width)}
+        assert len(places) == 2 * width
+        # As gates are summed up: 8 units of 4 columns, from any row on.
+        for first in range(0, width, 4):
+            found = banks(width, range(row, row + 8), range(first, first + 4))
+            assert sorted(found) == list(range(32))
+        # As products leave them: pairs of 8 columns, of 4 rows at a time.
+        if row % 4 == 0:
+            for first in range(0, width, 8):
+                found = banks(width, range(row, row + 4), range(first, first + 8))
+                assert sorted(found) == list(range(32))
+            pairs = [
+                place(width, row, c) + 1 == place(width, row, c + 1) for c in range(0, width, 2)
+            ]
+            assert all(pairs)

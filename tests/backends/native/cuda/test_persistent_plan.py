@@ -14,6 +14,7 @@ from tests.native.plans import (
     SMALL,
     TURING,
     Problem,
+    known_plan,
     plan,
 )
 
@@ -97,7 +98,18 @@ def test_scratch_is_what_meets_in_memory(device):
         if a.scratch_bytes:
             ranks = a.cluster or 1
             states = 2 * ranks * a.padded_depth * a.columns * BYTES[p.dtype]
-            assert a.scratch_bytes == chunks * (states + 4 * a.blocks), p
+            flags = ranks * a.flag_copies * a.flag_stride
+            assert a.scratch_bytes == chunks * (states + 4 * flags), p
+
+
+def test_flags_have_lines_of_their_own(device):
+    for p, a in planned(device):
+        members = a.blocks // (a.cluster or 1)
+        assert a.flag_stride >= members, p
+        assert a.flag_stride % 32 == 0, p
+        # A warp of each block polls a line; a lane of one warp writes each copy.
+        assert 1 <= a.flag_copies <= 8, p
+        assert members / a.flag_copies <= 16 or a.flag_copies == 8, p
 
 
 def test_no_cluster_where_the_device_has_none():
@@ -237,3 +249,47 @@ def test_plans_are_put_in_words():
     assert words.startswith("16 groups of 1 block that has all weights, 32 hidden units a block")
     words = plan(Problem(backward=True), H100).words
     assert "in clusters of 8 that split the depth and meet through flags in memory" in words
+
+
+def test_a_plan_that_was_made_is_remembered():
+    problem = Problem(H=416, N=24)  # nobody else's
+    first, made = known_plan(problem, H100)
+    again, after = known_plan(problem, H100)
+    assert (after, bytes(first)) == (made, bytes(again))
+    assert bytes(first) == bytes(plan(problem, H100))
+    # How many steps there are is no matter, as long as there is something to keep for the next one.
+    assert known_plan(problem._replace(T=7), H100)[1] == made
+    alone, after = known_plan(problem._replace(T=1), H100)
+    assert (alone.found, after) == (0, made)
+    assert alone.words.startswith("a single step")
+
+
+def test_whatever_a_plan_hangs_on_makes_another():
+    problem = Problem("gru", "float32", H=424, N=24)
+    _, made = known_plan(problem, H100)
+    others = (
+        {"cell": "lstm"}, {"dtype": "float16"}, {"tf32": True}, {"H": 432}, {"N": 40},
+        {"backward": True}, {"training": False}, {"directions": 2},
+    )  # fmt: skip
+    for count, change in enumerate(others, start=1):
+        found, after = known_plan(problem._replace(**change), H100)
+        assert after == made + count, change
+        assert bytes(found) == bytes(plan(problem._replace(**change), H100))
+    for count, device in enumerate((A100, SMALL, H100._replace(sms=100)), start=1):
+        found, after = known_plan(problem, device)
+        assert after == made + len(others) + count
+        assert bytes(found) == bytes(plan(problem, device))
+
+
+def test_more_plans_than_are_remembered():
+    for N in range(1, 1100):
+        known_plan(Problem(N=N, H=8), SMALL)
+    for N in (1, 1099):
+        found, _ = known_plan(Problem(N=N, H=8), SMALL)
+        assert bytes(found) == bytes(plan(Problem(N=N, H=8), SMALL))
+
+
+def test_a_device_without_code_has_no_plan():
+    assert plan(Problem(), H100._replace(capability=0)).words == (
+        "this build has no kernels for this device"
+    )
