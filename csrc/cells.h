@@ -19,6 +19,8 @@
 // backward(): saved of this step, prev, dh (in: from y and from the next step's products), carry
 //             (in: the state's gradient from the next step; out: for the step before) ->
 //             dpre[kPre].
+//
+// M gives sigmoid and tanh: math.h's, but where a coarser one is as good (cpu/tiles/gates.h).
 #pragma once
 
 #include "math.h"
@@ -31,23 +33,24 @@ struct Lstm {
   static constexpr bool kHasCell = true;         // the state is c, apart from h
   static constexpr bool kStateIsHidden = false;  // the state is h itself
 
-  template <class V>
+  template <class M = ExactMath, class V>
   FUSED_RNN_INLINE static V forward(const V* pre, V c_prev, V* saved) {
-    const V i = sigmoid(pre[0]), f = sigmoid(pre[1]), g = tanh(pre[2]), o = sigmoid(pre[3]);
+    const V i = M::sigmoid(pre[0]), f = M::sigmoid(pre[1]), g = M::tanh(pre[2]),
+            o = M::sigmoid(pre[3]);
     const V c = f * c_prev + i * g;
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o, saved[4] = c;
-    return hidden(saved);
+    return hidden<M>(saved);
   }
 
-  template <class V>
+  template <class M = ExactMath, class V>
   FUSED_RNN_INLINE static V hidden(const V* saved) {
-    return saved[3] * tanh(saved[4]);
+    return saved[3] * M::tanh(saved[4]);
   }
 
-  template <class V>
+  template <class M = ExactMath, class V>
   FUSED_RNN_INLINE static void backward(const V* saved, V c_prev, V dh, V& dc, V* dpre) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
-    const V tanh_c = tanh(saved[4]);
+    const V tanh_c = M::tanh(saved[4]);
     const V d = dc + dh * o * (1 - tanh_c * tanh_c);
     dpre[0] = d * g * i * (1 - i);
     dpre[1] = d * c_prev * f * (1 - f);
@@ -66,15 +69,15 @@ struct Gru {
   static constexpr bool kHasCell = false;
   static constexpr bool kStateIsHidden = true;
 
-  template <class V>
+  template <class M = ExactMath, class V>
   FUSED_RNN_INLINE static V forward(const V* pre, V h_prev, V* saved) {
-    const V r = sigmoid(pre[1]), z = sigmoid(pre[2]), n = tanh(pre[0] + r * pre[3]);
+    const V r = M::sigmoid(pre[1]), z = M::sigmoid(pre[2]), n = M::tanh(pre[0] + r * pre[3]);
     const V h = n + z * (h_prev - n);
     saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = pre[3], saved[4] = h;
     return h;
   }
 
-  template <class V>
+  template <class M = ExactMath, class V>
   FUSED_RNN_INLINE static void backward(const V* saved, V h_prev, V dh, V& carry, V* dpre) {
     const V r = saved[0], z = saved[1], n = saved[2], a_nh = saved[3];
     const V d = dh + carry;
@@ -94,13 +97,13 @@ struct Rnn {
   static constexpr bool kHasCell = false;
   static constexpr bool kStateIsHidden = false;
 
-  template <class V>
+  template <class M = ExactMath, class V>
   FUSED_RNN_INLINE static V forward(const V* pre, V, V* saved) {
-    saved[0] = kRelu ? relu(pre[0]) : tanh(pre[0]);
+    saved[0] = kRelu ? relu(pre[0]) : M::tanh(pre[0]);
     return saved[0];
   }
 
-  template <class V>
+  template <class M = ExactMath, class V>
   FUSED_RNN_INLINE static void backward(const V* saved, V, V dh, V&, V* dpre) {
     const V h = saved[0];
     if constexpr (kRelu) {

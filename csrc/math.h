@@ -179,4 +179,16 @@ FUSED_RNN_INLINE V relu(V x) {
   return x < V{} ? V{} : x;  // a NaN stays a NaN, as in torch.relu
 }
 
+// The two that a cell takes from elsewhere where it may (cells.h).
+struct ExactMath {
+  template <class V>
+  FUSED_RNN_INLINE static V sigmoid(V x) {
+    return fused_rnn::sigmoid(x);
+  }
+  template <class V>
+  FUSED_RNN_INLINE static V tanh(V x) {
+    return fused_rnn::tanh(x);
+  }
+};
+
 }  // namespace fused_rnn

@@ -29,8 +29,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cpu-gru-reset-on-input",
         "csrc/cells.h",
-        "n = tanh(pre[0] + r * pre[3]);",
-        "n = tanh(r * pre[0] + pre[3]);",
+        "n = M::tanh(pre[0] + r * pre[3]);",
+        "n = M::tanh(r * pre[0] + pre[3]);",
         ("tests/backends/native/test_native.py", "tests/backends/test_kernels.py"),
     ),
     Mutant(

@@ -420,8 +420,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cpu-tiles-third-piece",
         "csrc/cpu/tiles/products.h",
-        "    Tiles::multiply<kColumn, 6, 7>();\n",
-        "",
+        "Tiles::multiply<kColumn, 6, 7>(), beside(3);",
+        "beside(3);",
         ("tests/backends/native/test_tiles.py",),
     ),
     Mutant(
@@ -467,10 +467,38 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/backends/native/test_tiles.py",),
     ),
     Mutant(
-        "cpu-tiles-stale-lanes-of-an-odd-slice",
+        "cpu-tiles-gradient-of-one-slice-for-both",
         "csrc/cpu/tiles/backward.h",
-        "put_pieces(V{}, p * groups_ + slice / 2, chunk_row, kW);",
-        "",
+        "put_pair<S>(rounded<S>(dpre[0][p]), rounded<S>(dpre[1][p]),",
+        "put_pair<S>(rounded<S>(dpre[0][p]), rounded<S>(dpre[0][p]),",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-block-cut-too-late",
+        "csrc/cpu/tiles/cut.h",
+        "cut(data, room.block[1 - now], pair);",
+        "cut(data, room.block[now], pair);",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-strips-pair-the-next-depth",
+        "csrc/cpu/tiles/strips.h",
+        "first = of(j), second = of(j + kTileRows);",
+        "first = of(2 * j), second = of(2 * j + 1);",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-tanh-without-its-square",
+        "csrc/cpu/tiles/gates.h",
+        "V g = entry(kTanhTerms[2], k);",
+        "V g{};",
+        ("tests/backends/native/test_tiles.py",),
+    ),
+    Mutant(
+        "cpu-tiles-sigmoid-without-its-square",
+        "csrc/cpu/tiles/gates.h",
+        "(r * 0.5f - 1.0f) * r + 1.0f",
+        "(r * 0.0f - 0.9f) * r + 1.0f",
         ("tests/backends/native/test_tiles.py",),
     ),
 )

@@ -23,7 +23,7 @@ class TileBackward {
         part_rows_(padded_part_rows(a.N)),
         capacity_(std::max(std::min(part_rows_, a.N), std::min(steps_.total(), kTileDepthRows))),
         groups_(ceil_div<std::int64_t>(s_.slices, 2)),
-        w_hh_(s_.H, G * groups_),
+        w_hh_(s_.H, G * groups_, kP > 1 && cuts_weights(part_rows_, G * s_.H * s_.H, members)),
         dgates_(s_.slices * capacity_ * kPre * kW),
         pieces_(capacity_, kPre * groups_, kP),
         edge_(part_rows_, kPre * groups_, kP),
@@ -94,49 +94,116 @@ class TileBackward {
     return carry_.get() + (slice * part_rows_ + i) * kW;
   }
 
-  // As BackwardScan::step, a group of two slices at a time.
+  // What the later step passes back to two slices of a pair of row tiles, [2 * tile of rows + slice],
+  // and the rows whose gradients are to be made of it.
+  struct Sums {
+    alignas(64) T tile[4][kTileRows * kW];
+  };
+  struct Pending {
+    std::int64_t group = 0, first = 0, row = 0, end = 0, due = 0;
+  };
+  // A scan step of a part: how many of its sequences have it, the one later and the one before, and where
+  // the rows of the first one stand.
+  struct Here {
+    Here(const Steps& all, const Part& part, std::int64_t k, const TileChunk& to)
+        : batch(part.steps.batch(k)),
+          later(part.steps.batch(k + 1)),
+          before(part.steps.batch(k - 1)),
+          first(part.first),
+          row(scan_row(all, part, k, 0)),
+          row_before(scan_row(all, part, k - 1, 0)),
+          chunk_row(part.steps.begin(k) - to.row) {}
+    const std::int64_t batch, later, before, first, row, row_before, chunk_row;
+  };
+
+  // As BackwardScan::step, a group of two slices at a time. The gates' gradients of one group run beside
+  // the products of the next.
   void step(Team::Member& m, const Part& part, std::int64_t k, const TileChunk& to) {
-    const std::int64_t inner = part.steps.batch(k + 1), here = part.steps.batch(k);
+    const Here here(steps_, part, k, to);
+    const std::int64_t inner = here.later;
     const bool inside = k >= to.begin && k + 1 < to.end;
     const RowPieces& from = inside ? pieces_ : edge_;
     const std::int64_t row = inside ? part.steps.begin(k + 1) - to.row : 0;
-    const std::int64_t rows = std::max(inner, here);
+    const std::int64_t rows = std::max(inner, here.batch);
     const Grid grid(groups_, ceil_div(rows, kPairRows), m.members());
     m.run(grid.items(), [&](std::int64_t i) {
       Carried<S> carried;
-      alignas(64) T sums[4][kTileRows * kW];  // [2 * tile of rows + slice]
-      T* const out[4] = {sums[0], sums[1], sums[2], sums[3]};
+      Sums sums[2];
+      CutRoom room;
+      Pending pending;
+      int now = 0;
+      const auto one_row = [&] {
+        group_gradient(here, pending, sums[1 - now], carried);
+        ++pending.row;
+      };
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t p0, std::int64_t p1) {
         for (std::int64_t g = g0; g < g1; ++g) {
           for (std::int64_t first = p0 * kPairRows; first < std::min(p1 * kPairRows, rows);
                first += kPairRows) {
             if (first < inner) {
-              multiply(from, row + first, g, inner - first > kTileRows, out);
+              multiply(from, row + first, g, inner - first > kTileRows, sums[now], room,
+                       [&](std::int64_t calls) {
+                         for (pending.due += pending.end - pending.first; pending.due >= calls;
+                              pending.due -= calls) {
+                           one_row();
+                         }
+                       });
             }
-            const std::int64_t last = std::min(first + kPairRows, rows);
-            for (std::int64_t n = first; n < last; ++n) {
-              for (std::int64_t slice = 2 * g; slice < std::min(2 * g + 2, s_.slices); ++slice) {
-                const std::int64_t j = n - first;
-                const T* const sum = sums[j / kTileRows * 2 + slice % 2] + j % kTileRows * kW;
-                hidden_gradient(part, k, to, n, slice, n < inner ? load(sum) : V{}, carried);
-              }
+            while (pending.row < pending.end) {
+              one_row();
             }
+            pending = {g, first, first, std::min(first + kPairRows, rows), 0};
+            now = 1 - now;
           }
+        }
+        while (pending.row < pending.end) {
+          one_row();
         }
       });
       note(carried);
     });
   }
 
-  void multiply(const RowPieces& from, std::int64_t row, std::int64_t strip, bool both,
-                T* const* out) const {
+  template <class W>
+  FUSED_RNN_INLINE void multiply(const RowPieces& from, std::int64_t row, std::int64_t strip,
+                                 bool both, Sums& sums, CutRoom& room, W&& work) const {
+    if constexpr (kP > 1) {
+      if (w_hh_.floats) {
+        multiply_strip(from, row, w_hh_.strip_to_cut(strip, room), both, sums, work);
+        return;
+      }
+    }
+    multiply_strip(from, row, w_hh_.strip(strip, 0), both, sums, work);
+  }
+
+  template <class B, class W>
+  FUSED_RNN_INLINE void multiply_strip(const RowPieces& from, std::int64_t row, B strip, bool both,
+                                       Sums& sums, W&& work) const {
+    T* const out[4] = {sums.tile[0], sums.tile[1], sums.tile[2], sums.tile[3]};
     const TileRow a0 = from.tile(kRecurrent * groups_, row);
     const std::int64_t blocks = G * groups_;
     if (both) {
-      folded_2x2<kP>(a0, from.tile(kRecurrent * groups_, row + kTileRows), w_hh_.at(strip, 0),
-                     blocks, out, NoWork{});
+      folded_2x2<kP, true>(a0, from.tile(kRecurrent * groups_, row + kTileRows), strip, blocks, out,
+                           [&] { work(blocks * kCalls2x2<kP>); });
     } else {
-      folded_1x<kP, 2>(a0, w_hh_.at(strip, 0), blocks, out, NoWork{});
+      folded_1x<kP, 2>(a0, strip, blocks, out, [&] { work(blocks * kCalls1x<2>); });
+    }
+  }
+
+  // A row's two slices of a group.
+  void group_gradient(const Here& here, const Pending& at, const Sums& sums, Carried<S>& carried) {
+    const std::int64_t i = at.row, j = i - at.first;
+    V dpre[2][kPre] = {};
+    for (std::int64_t slice = 2 * at.group; slice < std::min(2 * at.group + 2, s_.slices);
+         ++slice) {
+      const T* const sum = sums.tile[j / kTileRows * 2 + slice % 2] + j % kTileRows * kW;
+      hidden_gradient(here, i, slice, i < here.later ? load(sum) : V{}, dpre[slice % 2], carried);
+    }
+    if (i < here.batch) {
+      for (int p = 0; p < kPre; ++p) {
+        put_pair<S>(rounded<S>(dpre[0][p]), rounded<S>(dpre[1][p]),
+                    pieces_.at(p * groups_ + at.group, 0, here.chunk_row + i), pieces_.piece());
+      }
     }
   }
 
@@ -151,11 +218,11 @@ class TileBackward {
     }
   }
 
-  // `recurrent`: what the later step passes back to a slice of h of the part's sequence i at step k.
-  void hidden_gradient(const Part& part, std::int64_t k, const TileChunk& to, std::int64_t i,
-                       std::int64_t slice, V recurrent, Carried<S>& carried) {
-    const std::int64_t unit = slice * kW, valid = s_.valid(slice), n = part.first + i;
-    if (i >= part.steps.batch(k)) {
+  // `recurrent`: what the later step passes back to a slice of h of the part's sequence i.
+  FUSED_RNN_INLINE void hidden_gradient(const Here& here, std::int64_t i, std::int64_t slice,
+                                        V recurrent, V* dpre, Carried<S>& carried) {
+    const std::int64_t unit = slice * kW, valid = s_.valid(slice), n = here.first + i;
+    if (i >= here.batch) {
       if (Cell::kStateIsHidden) {
         recurrent += load(carry_at(slice, i));
       }
@@ -166,20 +233,18 @@ class TileBackward {
     }
     V dh = recurrent;
     if (a_.dy != nullptr) {
-      dh += load(static_cast<const S*>(a_.dy) + scan_row(steps_, part, k, i) * s_.H + unit, valid);
+      dh += load(static_cast<const S*>(a_.dy) + (here.row + i) * s_.H + unit, valid);
     }
-    if (a_.dh_n != nullptr && i >= part.steps.batch(k + 1)) {
+    if (a_.dh_n != nullptr && i >= here.later) {
       dh += load(static_cast<const S*>(a_.dh_n) + n * s_.H + unit, valid);
     }
-    unit_gradient(part, k, to, i, slice, dh, carried);
+    unit_gradient(here, i, slice, dh, dpre, carried);
   }
 
   // All gates of one slice of hidden units of the part's sequence i.
-  FUSED_RNN_INLINE void unit_gradient(const Part& part, std::int64_t k, const TileChunk& to,
-                                      std::int64_t i, std::int64_t slice, V dh,
-                                      Carried<S>& carried) {
-    const std::int64_t row = scan_row(steps_, part, k, i), unit = slice * kW,
-                       valid = s_.valid(slice);
+  FUSED_RNN_INLINE void unit_gradient(const Here& here, std::int64_t i, std::int64_t slice, V dh,
+                                      V* dpre, Carried<S>& carried) {
+    const std::int64_t row = here.row + i, unit = slice * kW, valid = s_.valid(slice);
     const T* base = static_cast<const T*>(a_.saved) + slice * steps_.total() * s_.kKept * kW;
     V saved[Cell::kSaved];
     for (int j = 0; j < s_.kKept; ++j) {
@@ -191,28 +256,27 @@ class TileBackward {
     if (s_.kHiddenInY) {
       saved[Cell::kSaved - 1] = hidden(row);
     }
-    V prev{}, carry{}, dpre[kPre];
+    V prev{}, carry{};
     if (kHasState) {
       carry = load(carry_at(slice, i));
       if (Cell::kHasCell && a_.dc != nullptr) {
         carry += load(static_cast<const S*>(a_.dc) + row * s_.H + unit, valid);
       }
-      if (i >= part.steps.batch(k - 1)) {
+      if (i >= here.before) {
         prev = load(
-            static_cast<const S*>(Cell::kHasCell ? a_.c0 : a_.h0) + (part.first + i) * s_.H + unit,
+            static_cast<const S*>(Cell::kHasCell ? a_.c0 : a_.h0) + (here.first + i) * s_.H + unit,
             valid);
       } else {
-        const std::int64_t before = scan_row(steps_, part, k - 1, i);
+        const std::int64_t before = here.row_before + i;
         prev =
             s_.kHiddenInY ? hidden(before) : load(base + (before * s_.kKept + s_.kKept - 1) * kW);
       }
     }
-    Cell::backward(saved, prev, dh, carry, dpre);
+    Cell::template backward<GateMath<S>>(saved, prev, dh, carry, dpre);
     if (kHasState) {
       store<T>(carry_at(slice, i), carry);
     }
-    const std::int64_t chunk_row = part.steps.begin(k) - to.row + i;
-    T* const out = dgates_.get() + (slice * capacity_ + chunk_row) * kPre * kW;
+    T* const out = dgates_.get() + (slice * capacity_ + here.chunk_row + i) * kPre * kW;
     for (int p = 0; p < kPre; ++p) {
       store<T>(out + p * kW, dpre[p]);
       if (valid < kW) {  // as in backward.h
@@ -220,22 +284,6 @@ class TileBackward {
         store<T>(out + p * kW, dpre[p]);
       }
       carried.add(dpre[p]);
-      put_pieces(dpre[p], p * groups_ + slice / 2, chunk_row, slice % 2 * kW);
-    }
-    if (slice % 2 == 0 && slice + 1 == s_.slices) {
-      for (int p = 0; p < kPre; ++p) {
-        put_pieces(V{}, p * groups_ + slice / 2, chunk_row, kW);
-      }
-    }
-  }
-
-  FUSED_RNN_INLINE void put_pieces(V v, std::int64_t block, std::int64_t row, std::int64_t lane) {
-    if constexpr (kP == 1) {
-      v = rounded<S>(v);
-    }
-    for (int piece = 0; piece < kP; ++piece) {
-      const Halves h = upper_halves(take_piece(v));
-      std::memcpy(pieces_.at(block, piece, row) + lane, &h, sizeof(h));
     }
   }
 

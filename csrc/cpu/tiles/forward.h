@@ -17,20 +17,27 @@ class TileForward {
   static constexpr int G = Cell::kGates, kPre = Cell::kPre, kP = kPieces<S>;
   static constexpr bool kHasState = Cell::kHasCell || Cell::kStateIsHidden;
   static constexpr std::int64_t kBlock = kP * kTileSize;  // of A: a tile of each piece
-  static constexpr std::int64_t kPairRows = 2 * kTileRows;
+  static constexpr std::int64_t kPairRows = 2 * kTileRows, kFold = kBlocksPerStepFold<kP>;
 
  public:
-  explicit TileForward(const ForwardArgs& a)
+  TileForward(const ForwardArgs& a, int members)
       : a_(a),
         s_(a),
         steps_(a),
         parts_(cut_batch(a)),
         part_rows_(padded_part_rows(a.N)),
         wide_(std::min(a.N, part_rows_) > kTileRows),
-        capacity_(padded(std::max(part_rows_, std::min(steps_.total(), kTileChunkRows)))),
+        x_blocks_(multiplies_x_with_h() ? depth_blocks(s_.I) : 0),
+        capacity_(x_blocks_ > 0
+                      ? 0
+                      : padded(std::max(part_rows_, std::min(steps_.total(), kTileChunkRows)))),
         groups_(ceil_div<std::int64_t>(s_.slices, 2)),
-        w_ih_(s_.slices, s_.I, 2, !kTraining),
-        w_hh_(s_.slices, s_.H, wide_ ? 2 : Blocks::kNarrow),
+        w_ih_(s_.slices, x_blocks_ > 0 ? 0 : depth_blocks(s_.I), 2, false, !kTraining),
+        w_hh_(s_.slices, x_blocks_ + depth_blocks(s_.H), wide_ ? 2 : Blocks::kNarrow,
+              kP > 1 && cuts_weights(part_rows_, G * s_.H * s_.H, members)),
+        calls_(w_hh_.blocks_deep *
+               (wide_ ? Blocks::kVectors / 2 * kCalls2x2<kP>
+                      : Blocks::kVectors / Blocks::kNarrow * kCalls1x<Blocks::kNarrow>)),
         bias_(s_.slices * kPre * kW),
         x_(capacity_ * depth_blocks(s_.I) * kTileDepth * kP),
         gates_x_(groups_ * 2 * G * capacity_ * kW),
@@ -49,6 +56,12 @@ class TileForward {
     for (const Part& part : parts_) {
       m.run(ceil_div(padded(part.steps.N), kTileRows),
             [&](std::int64_t i) { prepare_rows(part, i); });
+      for (std::int64_t k = 0; x_blocks_ > 0 && k < part.steps.T; ++k) {
+        step(m, part, k, {});
+      }
+      if (x_blocks_ > 0) {
+        continue;
+      }
       for (std::int64_t k = 0; k < part.steps.T;) {
         const std::int64_t end = chunk_end(part.steps, k, capacity_);
         const TileChunk chunk{k, end, part.steps.first_row(k, end), part.steps.rows(k, end)};
@@ -70,7 +83,7 @@ class TileForward {
     alignas(64) T tile[Blocks::kVectors][kPairRows * kW];
   };
   struct Pending {
-    std::int64_t block = 0, pair = 0, row = 0, rows = 0;
+    std::int64_t block = 0, pair = 0, row = 0, rows = 0, due = 0;
   };
   // Where the part's first sequence stands in a scan step, and where its h goes.
   struct Here {
@@ -84,13 +97,27 @@ class TileForward {
   static std::int64_t padded(std::int64_t rows) { return ceil_div(rows, kPairRows) * kPairRows; }
   void refuse() { refused_.store(true, std::memory_order_relaxed); }
 
+  // Whether [x h] is one operand of a step. bfloat16's sums of x that are made apart take as long to be
+  // written and read again as to be made: a step rather reads both weights, where they stay in the
+  // second-level cache. (float32 has six times the products: it gained nothing.)
+  bool multiplies_x_with_h() const {
+#if defined(FUSED_RNN_TILES_ALWAYS)  // tests: some of each
+    constexpr std::int64_t kCacheBytes = 16 << 10;
+#else
+    constexpr std::int64_t kCacheBytes = 3 << 19;
+#endif
+    constexpr std::int64_t kBytes = kP * sizeof(Piece);
+    return kP == 1 && Cell::kRecurrent == 0 && G * s_.H * (s_.I + s_.H) * kBytes <= kCacheBytes;
+  }
+
   void prepare_weights(std::int64_t group) {
     bool carried = true;
     for (std::int64_t block = group * Blocks::kPerGroup; block < (group + 1) * Blocks::kPerGroup;
          ++block) {
       for (int v = 0; v < Blocks::kVectors; ++v) {
-        carried &= w_ih_.pack(s_, a_.w_ih, 0, block, v);
-        carried &= w_hh_.pack(s_, a_.w_hh, Cell::kRecurrent, block, v);
+        const GateTiles<Cell, S>& w_ih = x_blocks_ > 0 ? w_hh_ : w_ih_;
+        carried &= w_ih.pack(s_, a_.w_ih, s_.I, 0, block, v);
+        carried &= w_hh_.pack(s_, a_.w_hh, s_.H, Cell::kRecurrent, block, v, x_blocks_);
       }
     }
     if (!carried) {
@@ -112,7 +139,8 @@ class TileForward {
     for (std::int64_t i = first; i < std::min(first + kTileRows, part.steps.N); ++i) {
       const std::int64_t n = part.first + i;
       const S* const h0 = static_cast<const S*>(a_.h0) + n * s_.H;
-      if (!pack_row(h0, s_.H, h + (i - first) * kTileDepth)) {
+      Piece* const row = h + (i - first) * kTileDepth;
+      if (!pack_row(h0, s_.H, row + x_blocks_ * kBlock)) {
         refuse();
       }
       const S* const state = Cell::kHasCell ? static_cast<const S*>(a_.c0) + n * s_.H : h0;
@@ -121,6 +149,24 @@ class TileForward {
       }
     }
     std::copy_n(h, size, h_[1].get() + tile * size);
+    if (x_blocks_ > 0) {
+      x_beside_h(part, 0, first, first + kTileRows);
+    }
+  }
+
+  // Where [x h] is one operand: x of sequences [from, to) at scan step k.
+  void x_beside_h(const Part& part, std::int64_t k, std::int64_t from, std::int64_t to) {
+    bool carried = true;
+    const std::int64_t first = scan_row(steps_, part, k, 0);
+    for (std::int64_t i = from; i < std::min(to, part.steps.batch(k)); ++i) {
+      const S* const x = static_cast<const S*>(a_.x) + (first + i) * s_.I;
+      carried &= pack_row(x, s_.I,
+                          h_[k % 2].get() + i / kTileRows * w_hh_.blocks_deep * kBlock +
+                              i % kTileRows * kTileDepth);
+    }
+    if (!carried) {
+      refuse();
+    }
   }
 
   // Rows of a chunk's x, wherever the steps that they belong to have them.
@@ -152,8 +198,9 @@ class TileForward {
               T* const first = gates_x(b * Blocks::kVectors + 2 * j, pair * kPairRows);
               T* const second = gates_x(b * Blocks::kVectors + 2 * j + 1, pair * kPairRows);
               T* const out[4] = {first, second, first + kTileRows * kW, second + kTileRows * kW};
-              folded_2x2<kP>(row_tile(x_, blocks, 2 * pair), row_tile(x_, blocks, 2 * pair + 1),
-                             w_ih_.strip(b, j), blocks, out, NoWork{});
+              folded_2x2<kP, false, kFold>(
+                  row_tile(x_, blocks, 2 * pair), row_tile(x_, blocks, 2 * pair + 1),
+                  PackedStrip<kP, 2>{w_ih_.strip(b, j)}, blocks, out, NoWork{});
             }
           }
         }
@@ -177,26 +224,32 @@ class TileForward {
     const bool down = k % 2 != 0;
     m.run(grid.items(), [&](std::int64_t i) {
       const std::int64_t item = down ? mirrored(i, grid.items(), m.members()) : i;
+      if (x_blocks_ > 0) {
+        const std::int64_t next = part.steps.batch(k + 1);
+        x_beside_h(part, k + 1, next * i / grid.items(), next * (i + 1) / grid.items());
+      }
       grid.item(item, [&](std::int64_t g0, std::int64_t g1, std::int64_t p0, std::int64_t p1) {
         Sums sums[2];
+        CutRoom room;
         Carried<S> carried;
         Pending pending;
         int now = 0;
         const auto one_row = [&] {
-          if (pending.row < pending.rows) {
-            gates_of_row(here, pending, sums[1 - now], carried);
-            ++pending.row;
+          gates_of_row(here, pending, sums[1 - now], carried);
+          ++pending.row;
+        };
+        // Rows of the block before, spread evenly over the calls of this one's products.
+        const auto some_rows = [&] {
+          for (pending.due += pending.rows; pending.due >= calls_; pending.due -= calls_) {
+            one_row();
           }
         };
         const std::int64_t b0 = g0 * Blocks::kPerGroup, b1 = g1 * Blocks::kPerGroup;
         for (std::int64_t j = b0; j < b1; ++j) {
           const std::int64_t b = down ? b0 + b1 - 1 - j : j;
           for (std::int64_t pair = p0; pair < p1 && b * Blocks::kSlices < s_.slices; ++pair) {
-            multiply_block(k, b, pair, sums[now], one_row);
-            while (pending.row < pending.rows) {
-              one_row();
-            }
-            pending = {b, pair, 0, std::min(batch - pair * kPairRows, kPairRows)};
+            multiply_block(k, b, pair, sums[now], room, some_rows);
+            pending = {b, pair, 0, std::min(batch - pair * kPairRows, kPairRows), 0};
             now = 1 - now;
           }
         }
@@ -218,7 +271,23 @@ class TileForward {
 
   template <class W>
   FUSED_RNN_INLINE void multiply_block(std::int64_t k, std::int64_t block, std::int64_t pair,
-                                       Sums& sums, W&& work) {
+                                       Sums& sums, CutRoom& room, W&& work) {
+    if constexpr (kP > 1) {
+      if (w_hh_.floats) {
+        multiply_strips(k, block, pair, sums, work, [&](const Piece* strip, auto width) {
+          return CutStrip<decltype(width)::value>{reinterpret_cast<const float*>(strip), room};
+        });
+        return;
+      }
+    }
+    multiply_strips(k, block, pair, sums, work, [&](const Piece* strip, auto width) {
+      return PackedStrip<kP, decltype(width)::value>{strip};
+    });
+  }
+
+  template <class W, class F>
+  FUSED_RNN_INLINE void multiply_strips(std::int64_t k, std::int64_t block, std::int64_t pair,
+                                        Sums& sums, W&& work, F&& strip) {
     const Buffer<Piece>& h = h_[k % 2];
     const std::int64_t blocks = w_hh_.blocks_deep;
     const TileRow a0 = row_tile(h, blocks, 2 * pair);
@@ -228,7 +297,9 @@ class TileForward {
       for (int j = 0; j < Blocks::kVectors / 2; ++j) {
         T *const first = sums.tile[2 * j], *const second = sums.tile[2 * j + 1];
         T* const out[4] = {first, second, first + kTileRows * kW, second + kTileRows * kW};
-        folded_2x2<kP>(a0, a1, w_hh_.strip(block, j), blocks, out, work);
+        folded_2x2<kP, false, kFold>(a0, a1,
+                                     strip(w_hh_.strip(block, j), std::integral_constant<int, 2>{}),
+                                     blocks, out, work);
       }
     } else {
       for (int j = 0; j < Blocks::kVectors / kN; ++j) {
@@ -236,7 +307,8 @@ class TileForward {
         for (int v = 0; v < kN; ++v) {
           out[v] = sums.tile[j * kN + v];
         }
-        folded_1x<kP, kN>(a0, w_hh_.strip(block, j), blocks, out, work);
+        folded_1x<kP, kN, kFold>(
+            a0, strip(w_hh_.strip(block, j), std::integral_constant<int, kN>{}), blocks, out, work);
       }
     }
   }
@@ -262,7 +334,7 @@ class TileForward {
     V pre[kPre];
     for (int p = 0; p < kPre; ++p) {
       pre[p] = load(bias_.get() + (slice * kPre + p) * kW);
-      if (p < G) {
+      if (p < G && x_blocks_ == 0) {
         pre[p] += load(gates_x(slice * G + p, here.chunk_row + i));
       }
       if (p >= Cell::kRecurrent) {
@@ -271,7 +343,8 @@ class TileForward {
     }
     T* const state = kHasState ? state_at(slice, i) : nullptr;
     V saved[Cell::kSaved];
-    const V h = rounded<S>(Cell::forward(pre, kHasState ? load(state) : V{}, saved));
+    const V h =
+        rounded<S>(Cell::template forward<GateMath<S>>(pre, kHasState ? load(state) : V{}, saved));
     if (Cell::kStateIsHidden) {
       saved[Cell::kSaved - 1] = h;
     }
@@ -311,7 +384,7 @@ class TileForward {
       store<T>(lanes, h);
       h = load(lanes, s_.valid(slice));
     }
-    put_row<S>(h, next + (i / kTileRows * w_hh_.blocks_deep + slice / 2) * kBlock +
+    put_row<S>(h, next + (i / kTileRows * w_hh_.blocks_deep + x_blocks_ + slice / 2) * kBlock +
                       i % kTileRows * kTileDepth + slice % 2 * kW);
   }
 
@@ -321,15 +394,17 @@ class TileForward {
   const std::vector<Part> parts_;
   const std::int64_t part_rows_;  // of the largest part, padded to pairs of tiles
   const bool wide_;               // steps of two tiles of rows at a time
+  const std::int64_t x_blocks_;   // of x beside h in a step's operand; 0: their products are apart
   const std::int64_t capacity_;   // rows of a chunk, padded
   const std::int64_t groups_;
   std::atomic<bool> refused_{false};
   GateTiles<Cell, S> w_ih_, w_hh_;
-  Buffer<T> bias_;      // [slice][kPre][lane]
-  Buffer<Piece> x_;     // [tile of the chunk's rows][block of I][piece]
-  Buffer<T> gates_x_;   // [slice][gate][row of the chunk][lane]
-  Buffer<T> state_;     // [slice][row of the part][lane]
-  Buffer<Piece> h_[2];  // [tile of the part's rows][block of H][piece], as in forward.h
+  const std::int64_t calls_;  // that a block's products make beside them
+  Buffer<T> bias_;            // [slice][kPre][lane]
+  Buffer<Piece> x_;           // [tile of the chunk's rows][block of I][piece]
+  Buffer<T> gates_x_;         // [slice][gate][row of the chunk][lane]
+  Buffer<T> state_;           // [slice][row of the part][lane]
+  Buffer<Piece> h_[2];        // [tile of the part's rows][block of H][piece], as in forward.h
 };
 
 }  // namespace FUSED_RNN_LEVEL

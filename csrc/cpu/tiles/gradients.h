@@ -140,15 +140,18 @@ class TileGradients {
           continue;
         }
         const T* const d = dgates + (slice * capacity_ * kPre + p) * kW;
-        for (std::int64_t row = 0; row < end; row += kW) {
-          V square[kW];
-          for (std::int64_t j = 0; j < kW; ++j) {
-            square[j] = row + j < rows ? load(d + (row + j) * kPre * kW) : V{};
+        for (std::int64_t row = 0; row < end; row += kTileDepth) {
+          V squares[2][kW];
+          for (std::int64_t half = 0; half < 2; ++half) {
+            for (std::int64_t j = 0; j < kW; ++j) {
+              const std::int64_t r = row + half * kW + j;
+              squares[half][j] = r < rows ? rounded<S>(load(d + r * kPre * kW)) : V{};
+            }
+            transpose<T>(squares[half]);
           }
-          transpose<T>(square);
-          Piece* const at = out + row / kTileDepth * kBlock + row % kTileDepth;
+          Piece* const at = out + row / kTileDepth * kBlock;
           for (std::int64_t u = 0; u < kW; ++u) {
-            put_row<S>(rounded<S>(square[u]), at + u * kTileDepth);
+            put_pair<S>(squares[0][u], squares[1][u], at + u * kTileDepth);
           }
         }
       }
@@ -163,8 +166,18 @@ class TileGradients {
     for (std::int64_t strip = 0; strip < in.count; ++strip) {
       for (int p = first_pre; p < first_pre + G; ++p) {
         const Piece* const a = turned + p * 2 * deep_ * kBlock;
-        folded_2x2<kP>({a, kBlock, kTileSize}, {a + deep_ * kBlock, kBlock, kTileSize},
-                       in.at(strip, 0), depth_blocks(c.rows), out, NoWork{});
+        T* const first = dw + (Cell::order(p) * s_.H + 2 * group * kW) * in.columns;
+        const std::int64_t units = std::min<std::int64_t>(2 * kW, s_.H - 2 * group * kW);
+        std::int64_t u = 0;
+        folded_2x2<kP, true>({a, kBlock, kTileSize}, {a + deep_ * kBlock, kBlock, kTileSize},
+                             in.strip(strip, 0), depth_blocks(c.rows), out, [&] {
+                               // The sums' places meanwhile come to the cache, to be written.
+                               if (u < units) {
+                                 const T* const at = first + u * in.columns + strip * 2 * kW;
+                                 __builtin_prefetch(at, 1, 3), __builtin_prefetch(at + kW, 1, 3);
+                                 ++u;
+                               }
+                             });
         for (std::int64_t slice = 2 * group; slice < std::min(2 * group + 2, s_.slices); ++slice) {
           T* const rows = dw + (Cell::order(p) * s_.H + slice * kW) * in.columns;
           for (std::int64_t u = 0; u < s_.valid(slice); ++u) {
@@ -206,9 +219,9 @@ class TileGradients {
           T* const to = k == 0 ? total : spare;
           constexpr std::int64_t kTile = kTileRows * kW;
           T* const out[4] = {to, to + kTile, to + 2 * kTile, to + 3 * kTile};
-          multiply_2x2<kP>(from.pieces->tile(k, pair * kPairRows),
-                           from.pieces->tile(k, pair * kPairRows + kTileRows), w_ih_.at(strip, k),
-                           n, out, NoWork{});
+          multiply_2x2<kP, true>(from.pieces->tile(k, pair * kPairRows),
+                                 from.pieces->tile(k, pair * kPairRows + kTileRows),
+                                 w_ih_.strip(strip, k), n, out, NoWork{});
           for (std::int64_t j = 0; k > 0 && j < kSquare; j += kW) {
             store<T>(total + j, load(total + j) + load(spare + j));
           }

@@ -74,42 +74,46 @@ struct GateBlocks {
   static constexpr int kNarrow = kGates == 4 ? 4 : kGates == 3 ? 3 : 2;  // columns of multiply_1x
 };
 
-// A gate matrix as tiles of B: [block][strip of `width` vectors][k block][vector][piece].
+// A gate matrix as tiles of B: [block][strip of `width` vectors][k block][vector][piece], or as floats in
+// the pieces' place.
 template <class Cell, class S>
 struct GateTiles {
   using Blocks = GateBlocks<Cell>;
-  static constexpr std::int64_t kTile = kPieces<S> * kTileSize;
 
-  GateTiles(std::int64_t slices, std::int64_t depth_, int width_, bool keep = true)
-      : depth(depth_),
-        blocks_deep(depth_blocks(depth_)),
+  GateTiles(std::int64_t slices, std::int64_t blocks_deep_, int width_, bool floats_,
+            bool keep = true)
+      : blocks_deep(blocks_deep_),
         width(width_),
+        floats(floats_),
+        tile_size((floats_ ? 2 : kPieces<S>)*kTileSize),
         data(ceil_div<std::int64_t>(slices, 2) * Blocks::kPerGroup * block_size(), keep) {}
 
-  std::int64_t block_size() const { return Blocks::kVectors * blocks_deep * kTile; }
+  std::int64_t block_size() const { return Blocks::kVectors * blocks_deep * tile_size; }
   const Piece* strip(std::int64_t block, std::int64_t i) const {
-    return data.get() + block * block_size() + i * width * blocks_deep * kTile;
+    return data.get() + block * block_size() + i * width * blocks_deep * tile_size;
   }
   Piece* tile(std::int64_t block, int vector, std::int64_t k) const {
     return data.get() + block * block_size() +
-           ((vector / width * blocks_deep + k) * width + vector % width) * kTile;
+           ((vector / width * blocks_deep + k) * width + vector % width) * tile_size;
   }
 
-  // Packs a vector of a block, from the pre-activations `first_pre` on; no more than zeros past H.
-  // Returns whether pieces carry it.
-  bool pack(const Shape<Cell, S>& s, const void* w, int first_pre, std::int64_t block,
-            int vector) const {
+  // Packs a vector of a block from `first_block` of depth on: the weights, `depth` columns of them, of the
+  // pre-activations from `first_pre` on; no more than zeros past H. Returns whether pieces carry it.
+  bool pack(const Shape<Cell, S>& s, const void* w, std::int64_t depth, int first_pre,
+            std::int64_t block, int vector, std::int64_t first_block = 0) const {
     const std::int64_t slice = block * Blocks::kSlices + vector / Blocks::kGates;
     const RowBlock<S> rows =
         slice < s.slices
             ? s.gate_rows(w, depth, slice * Blocks::kGates + vector % Blocks::kGates, first_pre)
             : RowBlock<S>{static_cast<const S*>(w), 0};
-    return pack_columns_of_b(rows, depth, depth,
-                             [&](std::int64_t k) { return tile(block, vector, k); });
+    return pack_columns_of_b(rows, depth, depth, floats,
+                             [&](std::int64_t k) { return tile(block, vector, first_block + k); });
   }
 
-  std::int64_t depth, blocks_deep;
+  std::int64_t blocks_deep;
   int width;
+  bool floats;
+  std::int64_t tile_size;
   Buffer<Piece> data;
 };
 

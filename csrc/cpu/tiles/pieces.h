@@ -96,18 +96,26 @@ bool pack_row(const S* row, std::int64_t depth, Piece* out) {
   return carried.all_lanes();
 }
 
-// Two depths of 16 columns: a row of each piece's tile of B.
+// Two depths of 16 columns: a row of each piece's tile of B. Or 16 pairs of depths of a row of A.
 template <class S>
-FUSED_RNN_INLINE void put_pair(Vec<float> first, Vec<float> second, Piece* out) {
+FUSED_RNN_INLINE void put_pair(Vec<float> first, Vec<float> second, Piece* out,
+                               std::int64_t piece = kTileSize) {
   for (int p = 0; p < kPieces<S>; ++p) {
     const FloatBits pair = (take_piece(first) >> 16) | take_piece(second);
-    std::memcpy(out + p * kTileSize, &pair, sizeof(pair));
+    std::memcpy(out + p * piece, &pair, sizeof(pair));
   }
 }
 
-// Up to 16 rows of w as the columns of B: block k at tile(k).
+// The same as floats, to be cut into pieces later (cut.h).
+FUSED_RNN_INLINE void put_floats(Vec<float> first, Vec<float> second, Piece* out) {
+  std::memcpy(out, &first, sizeof(first));
+  std::memcpy(out + kTileDepth, &second, sizeof(second));
+}
+
+// Up to 16 rows of w as the columns of B: block k at tile(k), as pieces or as floats.
 template <class S, class F>
-bool pack_columns_of_b(RowBlock<S> w, std::int64_t stride, std::int64_t depth, F&& tile) {
+bool pack_columns_of_b(RowBlock<S> w, std::int64_t stride, std::int64_t depth, bool floats,
+                       F&& tile) {
   constexpr std::int64_t kW = kTileRows;
   Carried<S> carried;
   for (std::int64_t block = 0; block < depth_blocks(depth); ++block) {
@@ -123,7 +131,12 @@ bool pack_columns_of_b(RowBlock<S> w, std::int64_t stride, std::int64_t depth, F
       for (std::int64_t i = 0; i < kW; i += 2) {
         carried.add(square[i]);
         carried.add(square[i + 1]);
-        put_pair<S>(square[i], square[i + 1], out + (half * kW + i) / 2 * kTileDepth);
+        const std::int64_t pair = (half * kW + i) / 2;
+        if (floats) {
+          put_floats(square[i], square[i + 1], out + pair * 2 * kTileDepth);
+        } else {
+          put_pair<S>(square[i], square[i + 1], out + pair * kTileDepth);
+        }
       }
     }
   }

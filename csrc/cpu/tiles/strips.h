@@ -5,20 +5,29 @@
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
 
-// [strip][block of depth][2][piece]
+// [strip][block of depth][2][piece]. Within a block, depth j stands beside depth j + 16: their A is made of
+// registers of 16 depths each, which come to lie side by side without a shuffle.
 template <class S>
 struct Strips {
-  static constexpr std::int64_t kTile = kPieces<S> * kTileSize, kColumns = 2 * kTileRows;
+  static constexpr std::int64_t kColumns = 2 * kTileRows;
 
   Strips() = default;
-  Strips(std::int64_t columns_, std::int64_t blocks_)
+  Strips(std::int64_t columns_, std::int64_t blocks_, bool floats_ = false)
       : columns(columns_),
         blocks(blocks_),
         count(ceil_div(columns_, kColumns)),
-        data(count * blocks_ * 2 * kTile) {}
+        floats(floats_),
+        tile_size((floats_ ? 2 : kPieces<S>)*kTileSize),
+        data(count * blocks_ * 2 * tile_size) {}
 
   Piece* at(std::int64_t strip, std::int64_t block) const {
-    return data.get() + (strip * blocks + block) * 2 * kTile;
+    return data.get() + (strip * blocks + block) * 2 * tile_size;
+  }
+  PackedStrip<kPieces<S>, 2> strip(std::int64_t strip, std::int64_t block) const {
+    return {at(strip, block)};
+  }
+  CutStrip<2> strip_to_cut(std::int64_t strip, CutRoom& room) const {
+    return {reinterpret_cast<const float*>(at(strip, 0)), room};
   }
 
   // Packs a block of a strip: row(j), j < 32, is a row of the matrix, or null where there is none.
@@ -34,17 +43,23 @@ struct Strips {
         const S* const p = valid > 0 ? row(j) : nullptr;
         return p != nullptr ? load(p + column, valid) : Vec<float>{};
       };
-      for (std::int64_t j = 0; j < kTileDepth; j += 2) {
-        const Vec<float> first = of(j), second = of(j + 1);
+      for (std::int64_t j = 0; j < kTileRows; ++j) {
+        const Vec<float> first = of(j), second = of(j + kTileRows);
         carried.add(first);
         carried.add(second);
-        put_pair<S>(first, second, out + v * kTile + j / 2 * kTileDepth);
+        if (floats) {
+          put_floats(first, second, out + v * tile_size + j * 2 * kTileDepth);
+        } else {
+          put_pair<S>(first, second, out + v * tile_size + j * kTileDepth);
+        }
       }
     }
     return tiny ? carried.finite() : carried.all_lanes();
   }
 
   std::int64_t columns = 0, blocks = 0, count = 0;
+  bool floats = false;  // to be cut later (cut.h)
+  std::int64_t tile_size = 0;
   Buffer<Piece> data;
 };
 
@@ -70,8 +85,9 @@ struct RowPieces {
   Piece* at(std::int64_t block, int piece, std::int64_t row) const {
     return data.get() + ((block * pieces + piece) * rows + row) * kTileDepth;
   }
+  std::int64_t piece() const { return rows * kTileDepth; }
   TileRow tile(std::int64_t block, std::int64_t row) const {
-    return {at(block, 0, row), pieces * rows * kTileDepth, rows * kTileDepth};
+    return {at(block, 0, row), pieces * piece(), piece()};
   }
 
   std::int64_t rows = 0;

@@ -32,7 +32,7 @@ SHAPES = {
     "wide": Shape(3, 20, 35, 50),
     "ragged": ragged([(5 * n) % 9 + 1 for n in range(35)], 5, 20),
     "ragged-narrow": ragged([4, 4, 2, 1], 3, 33),
-    "fold": Shape(2, 3, 530, 20),
+    "fold": Shape(2, 3, 1030, 20),
 }
 # Beside those of every level: too much for the model.
 LARGE = {
@@ -193,6 +193,41 @@ def test_numbers_of_every_size_are_exact(level, scale, tolerance):
         for what in (lambda s: run(level, s, training=False), expected_of)
     )
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def every_bfloat16() -> torch.Tensor:
+    """All finite ones that tiles take, as rows of 16."""
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    x = bits.view(torch.bfloat16)
+    return torch.where(x.isfinite() & (x.abs() > 2**-40), x, 0).view(-1, 16)
+
+
+def gate_of(cell: str, level: str, x: torch.Tensor, name: str) -> torch.Tensor:
+    """What a cell's first gate makes of x: tanh, or sigmoid as the LSTM's c where g = 1, f = 0."""
+    scan = make_scan(cell, Shape(1, len(x), 16, 16), dtype=torch.bfloat16)
+    given = scan.inputs._asdict().items()
+    zeros = {name: None if t is None else torch.zeros_like(t) for name, t in given}
+    zeros["x"] = x[None]
+    zeros["w_ih"][:16] = torch.eye(16)
+    if cell == "lstm":
+        zeros["b_ih"][16:32], zeros["b_ih"][32:48] = -100, 20
+    found = run(level, scan._replace(inputs=scan.inputs._replace(**zeros)), training=False)
+    return found[name].view(-1, 16).double()
+
+
+@each_tiles
+@pytest.mark.parametrize(
+    ("cell", "name", "function"),
+    [("rnn_tanh", "y", torch.tanh), ("lstm", "c_n", torch.sigmoid)],
+    ids=["tanh", "sigmoid"],
+)
+def test_bfloat16_gates_are_rounded_but_once(level, cell, name, function):
+    x = every_bfloat16()
+    found, expected = gate_of(cell, level, x, name), function(x.double())
+    kept = expected.abs() > 1e-37  # smaller ones are denormal numbers somewhere on the way
+    half_a_unit = torch.ldexp(torch.tensor(2.0**-9, dtype=torch.float64), expected.frexp().exponent)
+    assert ((found - expected).abs() <= half_a_unit + 1e-4 * expected.abs())[kept].all()
+    assert found.abs().max() <= 1
 
 
 @amx_level
