@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "dtypes.h"
-#include "launch.cuh"
 
 namespace fused_rnn {
 namespace cuda {
@@ -37,17 +36,25 @@ __device__ __forceinline__ void store(E* p, const typename ComputeType<E>::type 
   for (int i = 0; i < kCount; ++i) {
     out.v[i] = narrow<E>(values[i]);
   }
-  // As a struct of elements, a compiler is free to store it element by element, and does.
+#if !defined(__CUDA_ARCH__)
+  *reinterpret_cast<Vector<E, kCount>*>(p) = out;
+#else
+  // Of a struct, or of a uint4, a compiler may store the elements one by one, and does.
   if constexpr (sizeof(out) % sizeof(uint4) == 0) {
     uint4 words[sizeof(out) / sizeof(uint4)];
     std::memcpy(words, &out, sizeof(out));
 #pragma unroll
     for (std::size_t i = 0; i < sizeof(out) / sizeof(uint4); ++i) {
-      reinterpret_cast<uint4*>(p)[i] = words[i];
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                   :
+                   : "l"(reinterpret_cast<uint4*>(p) + i), "r"(words[i].x), "r"(words[i].y),
+                     "r"(words[i].z), "r"(words[i].w)
+                   : "memory");
     }
   } else {
     *reinterpret_cast<Vector<E, kCount>*>(p) = out;
   }
+#endif
 }
 
 }  // namespace cuda

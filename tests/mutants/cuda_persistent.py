@@ -154,7 +154,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cuda-weights-states-of-no-step",
         "csrc/cuda/persistent/weights.cuh",
-        "const int step = there || Exchange::kReadsOnlyWhatIsThere ? begin + i : 0;",
+        "const int step = kConditional || there ? begin + i : 0;",
         "const int step = begin + i;",
         ("tests/backends/native/cuda/test_persistent_forward.py",),
         argued="what is read beyond a cluster's states is multiplied by nobody; a GPU may fault",

@@ -56,7 +56,7 @@ class WarpWeights {
   static constexpr int kAhead = kOneColumn ? kKept / static_cast<int>(ceil_div(kKept, kMostAhead))
                                            : (kByLane ? 8 : 4) / kTilesN;
   static_assert(kKept % kAhead == 0, "no round has fragments in both places");
-  static constexpr bool kHasRegistersLeft = kTilesM <= 2 && !kOneColumn;
+  static constexpr bool kHasRegistersLeft = kTilesM <= 3 && !kOneColumn;
   static constexpr int kAtOnce = kTilesM > 2 ? 1 : 4 / kTilesM;  // steps that are loaded at once
   static_assert(kKept % kAtOnce == 0, "nor has a round of loads");
   using Element = typename Product::Element;
@@ -110,7 +110,6 @@ class WarpWeights {
   // `states`: of the whole depth. By all lanes of the warp.
   template <class Exchange>
   __device__ __forceinline__ void multiply(const Element* states, Sums& sums) const {
-    states += first_ * kS.columns * Product::kDepth;
 #pragma unroll
     for (int s = 0; s < kKept; s += kAhead) {
       some_steps<Exchange, true>(states, s, sums);
@@ -155,6 +154,9 @@ class WarpWeights {
   template <class Exchange, bool kInRegisters>
   __device__ __forceinline__ void some_steps(const Element* states, int begin, Sums& sums) const {
     constexpr bool kConditional = kHasRegistersLeft && Exchange::kHasConditionalReads;
+    if constexpr (kConditional) {
+      states += first_ * kS.columns * Product::kDepth;
+    }
     typename Product::Operand b[kAhead][kTilesN];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -162,8 +164,9 @@ class WarpWeights {
       for (int n = 0; n < kTilesN; ++n) {
         const bool there = begin + i < steps_;
         const int step = kConditional || there ? begin + i : 0;
+        const int from = kConditional ? step : first_ + step;
         b[i][n] = Product::template operand<Exchange, kConditional>(
-            states + (step * kS.columns + n * 8) * Product::kDepth, there);
+            states + (from * kS.columns + n * 8) * Product::kDepth, there);
       }
     }
 #pragma unroll

@@ -6,12 +6,15 @@
 
 namespace fused_rnn {
 namespace cuda {
+// No loop over rows is unrolled: few threads have more than one, and to count them takes a 64-bit
+// division, which is a call.
 namespace {
 
 template <class Cell, class S, int kCount>
 __global__ void __launch_bounds__(kBlock) forward_step(ForwardStep a) {
   const Place from = place(kCount);
   if (from.j < a.H) {
+#pragma unroll 1
     for (std::int64_t n = from.n; n < a.N; n += from.step) {
       forward_units<Cell, S, kCount>(a, n, from.j);
     }
@@ -22,6 +25,7 @@ template <class Cell, class S, int kCount>
 __global__ void __launch_bounds__(kBlock) backward_step(BackwardStep a) {
   const Place from = place(kCount);
   if (from.j < a.H) {
+#pragma unroll 1
     for (std::int64_t n = from.n; n < a.N; n += from.step) {
       backward_units<Cell, S, kCount>(a, n, from.j);
     }
@@ -32,6 +36,7 @@ template <class S>
 __global__ void __launch_bounds__(kBlock) hidden_step(HiddenStep a) {
   const Place from = place(1);
   if (from.j < a.P) {
+#pragma unroll 1
     for (std::int64_t n = from.n; n < a.N; n += from.step) {
       typename ComputeType<S>::type dh[1] = {};
       hidden_gradient<S>(a, n < a.outer, n >= a.outer, n, a.P, from.j, dh);

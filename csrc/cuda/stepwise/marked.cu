@@ -16,6 +16,7 @@ template <class Cell, class S, int kCount>
 __global__ void __launch_bounds__(kBlock, kBlocks) marked_forward_step(MarkedForwardStep a) {
   const Place from = place(kCount);
   if (from.j < a.H) {
+#pragma unroll 1
     for (std::int64_t n = from.n; n < a.N; n += from.step) {
       forward_units<Cell, S, kCount>(a, n, from.j);
     }
@@ -26,6 +27,7 @@ template <class Cell, class S, int kCount>
 __global__ void __launch_bounds__(kBlock, kBlocks) marked_backward_step(MarkedBackwardStep a) {
   const Place from = place(kCount);
   if (from.j < a.H) {
+#pragma unroll 1
     for (std::int64_t n = from.n; n < a.N; n += from.step) {
       backward_units<Cell, S, kCount>(a, n, from.j);
     }
@@ -50,7 +52,9 @@ template <class S, int kCount>
 __global__ void __launch_bounds__(kBlock, kBlocks) picked_rows(PickedRows a) {
   const Place from = place(kCount);
   if (from.j < a.I) {
+#pragma unroll 1
     for (std::int64_t t = blockIdx.z; t < a.T; t += gridDim.z) {
+#pragma unroll 1
       for (std::int64_t n = from.n; n < a.N; n += from.step) {
         const S* const source = picked<S>(a, t, n);
         Vector<S, kCount> values{};
@@ -68,6 +72,7 @@ __global__ void __launch_bounds__(kBlock) initial_gradient(InitialGradient a) {
   using T = typename ComputeType<S>::type;
   const Place from = place(1);
   if (from.j < a.H) {
+#pragma unroll 1
     for (std::int64_t n = from.n; n < a.N; n += from.step) {
       T sum[1] = {}, part[1] = {};
       if (a.marks[n] == Mark::kDead) {

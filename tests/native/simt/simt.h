@@ -41,11 +41,6 @@ struct alignas(8) float2 {
   float x, y;
 };
 
-// What others access as elements of their own types.
-struct __attribute__((may_alias, aligned(16))) uint4 {
-  unsigned x, y, z, w;
-};
-
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}

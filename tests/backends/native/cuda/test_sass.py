@@ -114,8 +114,12 @@ def test_no_committed_kernel_waits_for_its_loads_in_turn():
     _, table = resources.parse_table(check_cuda.COMMITTED.read_text())
     found = [(k, name, row[name]) for k, row in table.items() for name in row]
     assert [line for args in found for line in resources.bars(*args)] == []
+    if not any(u.strong for _, _, u in found):
+        pytest.skip("the table is of before machine code was looked at: `make check-cuda RENEW=1`")
     # Of kernels whose blocks meet in memory there are loads to be counted.
-    assert all(u.strong >= 9 for k, _, u in found if k.startswith("persistent_") and "false>" in k)
+    assert all(
+        u.strong >= 9 for k, _, u in found if k.startswith("persistent_forward") and "false>" in k
+    )
     anchor = table["persistent_forward<Lstm, TensorProduct<BFloat16>, 1, false>"]["sm_90a"]
     assert anchor.exposed <= 4
     assert anchor.strong == 17
