@@ -49,10 +49,10 @@ class Band {
 
 // The most sequences of a band, whose widest array has `width` values in a row: such arrays are to stay
 // in the second-level cache, and there are to be enough rows for the weights that are read at each
-// step, or changed.
-inline std::int64_t band_limit(std::int64_t width) {
+// step, or changed. More of ragged ones: a step has ever fewer of a band's.
+inline std::int64_t band_limit(const ScanArgs& a, std::int64_t width) {
   constexpr std::int64_t kFewest = 256, kValues = 1 << 18;
-  return std::max(kFewest, kValues / width);
+  return std::max(kFewest, kValues / width) * (a.batch_sizes != nullptr ? 4 : 1);
 }
 
 // Bands of nearly equal size, in the order in which they are taken.

@@ -18,7 +18,7 @@ class ForwardScan {
       : a_(a),
         s_(a),
         steps_(a),
-        bands_(cut_into_bands(steps_, band_limit(s_.widest()))),
+        bands_(cut_into_bands(steps_, band_limit(a, s_.widest()))),
         band_rows_(band_rows(bands_)),
         members_(members),
         capacity_(std::min(steps_.total(), std::max(band_rows_, kForwardChunkRows))),
