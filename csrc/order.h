@@ -58,8 +58,10 @@ class Steps {
   std::vector<std::int64_t> begin_;
 };
 
-// The end of the group of steps that begins with k and has at most `rows` rows, or one step.
-inline std::int64_t chunk_end(const Steps& s, std::int64_t k, std::int64_t rows) {
+// The end of the group of steps that begins with k and has at most `rows` rows, or one step; of Steps
+// or of what reads like them.
+template <class StepsOf>
+std::int64_t chunk_end(const StepsOf& s, std::int64_t k, std::int64_t rows) {
   std::int64_t end = k + 1;
   while (end < s.T && s.rows(k, end + 1) <= rows) {
     ++end;

@@ -103,19 +103,23 @@ class OperandGradients {
     const T* unprojected;  // (row of the chunk, Hp), where P > 0
   };
 
-  OperandGradients(const BackwardArgs& a, const Shape<Cell, S>& s, const Steps& steps,
-                   std::int64_t capacity, int members)
+  OperandGradients(const BackwardArgs& a, const Shape<Cell, S>& s, std::int64_t capacity,
+                   std::int64_t band_rows, std::int64_t chunks, int members)
       : a_(a),
         s_(s),
-        steps_(steps),
         capacity_(capacity),
-        panel_slices_(choose_panel_slices()),
-        w_ih_(a.dx != nullptr ? vectors(s.I) : 0, panel_slices_ > 0 ? 0 : s.slices * G * kW,
-              kMaxWidth),
+        band_rows_(band_rows),
+        w_ih_streamed_(a.dx != nullptr && streams(chunks) ? StreamedWeights<Cell, S>(s.I, members)
+                                                          : StreamedWeights<Cell, S>()),
+        panel_slices_(w_ih_streamed_.used() ? 0 : choose_panel_slices()),
+        w_ih_(a.dx != nullptr && !w_ih_streamed_.used() ? vectors(s.I) : 0,
+              panel_slices_ > 0 ? 0 : s.slices * G * kW, kMaxWidth),
         panels_(a.dx != nullptr ? members * panel_slices_ * G * kW * kMaxWidth * kW : 0),
         dbias_(s.slices * kPre * kW),
-        x_(a.dw_ih != nullptr && !x_fits() ? capacity * padded(s.I) : 0),
-        h_(a.dw_hh != nullptr && !h_fits() ? capacity * s.Rp : 0),
+        units_(members * capacity * kW),
+        x_(a.dw_ih != nullptr ? vectors(s.I) : 0, capacity, kMaxWidth),
+        h_(a.dw_hh != nullptr ? vectors(s.R) : 0, capacity, kMaxWidth),
+        hidden_(a.dw_hr != nullptr ? vectors(s.H) : 0, capacity, kMaxWidth),
         dw_ih_(a.dw_ih, G * s.H * s.I),
         dw_hh_(a.dw_hh, G * s.H * s.R),
         dw_hr_(a.dw_hr, s.P * s.H) {}
@@ -125,17 +129,19 @@ class OperandGradients {
   void pack(std::int64_t group) { pack_columns<S>(w_ih_, s_.I, group, w_ih_row()); }
 
   // Adds what a chunk's steps contribute.
-  void accumulate(Team::Member& m, const Chunk& c, const Source& from) {
-    stage(m, c);
-    const std::int64_t rows = steps_.rows(c.begin, c.end);
-    const Grid dx(w_ih_.groups(), rows, m.members());
+  void accumulate(Team::Member& m, const Band& band, const Chunk& c, const Source& from) {
+    const std::int64_t rows = band.rows(c.begin, c.end);
+    stage(m, band, c, from, rows);
+    const bool add = band.first > 0 || c.end < band.T;  // not the first chunk
+    const Grid dx = w_ih_streamed_.used() ? w_ih_streamed_.grid(rows, m.members())
+                                          : Grid(w_ih_.groups(), rows, m.members());
     const std::int64_t dx_items = a_.dx != nullptr ? dx.items() : 0;
     const std::int64_t projections = s_.P > 0 && a_.dw_hr != nullptr ? ceil_div(s_.P, kW) : 0;
     m.run(s_.slices + projections + dx_items, [&](std::int64_t i) {
       if (i < s_.slices) {
-        slice_weights(c, from, rows, i);
+        slice_weights(m, band, c, from, rows, i, add);
       } else if (i < s_.slices + projections) {
-        projection_weights(c, from, rows, i - s_.slices);
+        projection_weights(from, rows, i - s_.slices, add);
       } else {
         input_gradient(m, c, from, dx, i - s_.slices - projections);
       }
@@ -148,7 +154,7 @@ class OperandGradients {
 
  private:
   static std::int64_t vectors(std::int64_t columns) { return ceil_div(columns, kW); }
-  static std::int64_t padded(std::int64_t columns) { return vectors(columns) * kW; }
+  static constexpr std::int64_t kRowsPerItem = 16;
 
   auto w_ih_row() const {
     return [this](std::int64_t k) { return s_.gate_row(a_.w_ih, s_.I, k, 0); };
@@ -166,137 +172,102 @@ class OperandGradients {
     return all < kLarge || kMembers * deep * kMaxWidth * slice_bytes >= all ? 0 : deep;
   }
 
-  // The chunk's x and h of the step before, in T and padded to whole vectors.
-  void stage(Team::Member& m, const Chunk& c) {
-    const bool x_wanted = a_.dw_ih != nullptr && !x_fits();
-    const bool h_wanted = a_.dw_hh != nullptr && !h_fits();
-    if (!x_wanted && !h_wanted) {
-      return;
-    }
-    m.run(c.end - c.begin, [&](std::int64_t i) {
-      const std::int64_t k = c.begin + i, first = steps_.begin(k);
-      for (std::int64_t n = 0; n < steps_.batch(k); ++n) {
-        const std::int64_t row = first + n;
-        if (x_wanted) {
-          copy_row(static_cast<const S*>(a_.x) + row * s_.I, s_.I,
-                   x_.get() + (row - c.row) * padded(s_.I));
-        }
-        if (h_wanted) {
-          const S* h = n < steps_.batch(k - 1)
-                           ? static_cast<const S*>(a_.y) + (steps_.begin(k - 1) + n) * s_.R
-                           : static_cast<const S*>(a_.h0) + n * s_.R;
-          copy_row(h, s_.R, h_.get() + (row - c.row) * s_.Rp);
+  // What the gradients of a chunk meet, as B of the products: x, and h of the step before.
+  void stage(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
+             std::int64_t rows) {
+    m.run(ceil_div(rows, kRowsPerItem), [&](std::int64_t i) {
+      const std::int64_t r0 = i * kRowsPerItem, r1 = std::min(r0 + kRowsPerItem, rows);
+      for (std::int64_t k = c.begin; k < c.end; ++k) {
+        const std::int64_t first = band.begin(k) - c.row, begun = band.batch(k - 1);
+        const std::int64_t last = std::min(first + band.batch(k), r1);
+        for (std::int64_t row = std::max(first, r0); row < last; ++row) {
+          const std::int64_t n = row - first;
+          put_row(static_cast<const S*>(a_.x) + (c.row + row) * s_.I, s_.I, row, x_);
+          put_row(n < begun ? static_cast<const S*>(a_.y) + (band.begin(k - 1) + n) * s_.R
+                            : static_cast<const S*>(a_.h0) + (band.first + n) * s_.R,
+                  s_.R, row, h_);
+          if (s_.P > 0) {
+            put_row(from.unprojected + row * s_.Hp, s_.H, row, hidden_);
+          }
         }
       }
     });
   }
 
-  // x serves as it lies where it has the arithmetic's type and whole vectors.
-  bool x_fits() const { return std::is_same<S, T>::value && s_.I % kW == 0; }
-  const T* chunk_x(const Chunk& c) const {
-    if constexpr (std::is_same<S, T>::value) {
-      if (x_fits()) {
-        return static_cast<const S*>(a_.x) + c.row * s_.I;
+  template <class E>
+  static void put_row(const E* from, std::int64_t columns, std::int64_t row, const Packed<T>& to) {
+    for (std::int64_t g = 0; g < to.groups(); ++g) {
+      T* out = to.group(g) + row * to.step_of(g);
+      for (int v = 0; v < to.width_of(g); ++v, out += kW) {
+        const std::int64_t j = (g * to.width + v) * kW;
+        store<T>(out, load(from + j, std::min(kW, columns - j)));
       }
     }
-    return x_.get();
   }
 
-  // So does h of the step before: an earlier row of y, or h0, where no sequence begins late.
-  bool h_fits() const {
-    return std::is_same<S, T>::value && s_.R % kW == 0 && a_.batch_sizes == nullptr;
-  }
-
-  static void copy_row(const S* from, std::int64_t columns, T* to) {
-    for (std::int64_t j = 0; j < columns; j += kW) {
-      store<T>(to + j, load(from + j, std::min(kW, columns - j)));
-    }
-  }
-
-  void slice_weights(const Chunk& c, const Source& from, std::int64_t rows, std::int64_t slice) {
-    const T* d = from.dgates + slice * capacity_ * kPre * kW;
+  // A slice's gradients of one pre-activation after the other stand together for its products: where
+  // they lie, all of a chunk would share a few sets of the first-level cache.
+  void slice_weights(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
+                     std::int64_t rows, std::int64_t slice, bool add) {
+    const T* const d = from.dgates + slice * capacity_ * kPre * kW;
+    T* const units = units_.get() + m.id() * capacity_ * kW;
+    const std::int64_t unit = slice * kW, valid = s_.valid(slice);
     for (int p = 0; p < kPre; ++p) {
-      const V sum = sum_rows(d + p * kW, kPre * kW, rows);
+      for (std::int64_t row = 0; row < rows; ++row) {
+        store<T>(units + row * kW, load(d + (row * kPre + p) * kW));
+      }
+      const V sum = sum_rows(units, kW, rows);
       T* total = dbias_.get() + (slice * kPre + p) * kW;
-      store<T>(total, adds(c) ? load(total) + sum : sum);
-    }
-    for (int g = 0; g < G; ++g) {
-      const std::int64_t unit = slice * kW, valid = s_.valid(slice);
-      if (a_.dw_ih != nullptr) {
-        outer(rows, d + g * kW, kPre * kW, valid, chunk_x(c), s_.I,
-              dw_ih_.data() + (Cell::order(g) * s_.H + unit) * s_.I, adds(c));
+      store<T>(total, add ? load(total) + sum : sum);
+      const std::int64_t first = Cell::order(p) * s_.H + unit;
+      if (p < G) {
+        outer(rows, units, kW, valid, x_, s_.I, dw_ih_.data() + first * s_.I, add);
       }
-      if (a_.dw_hh != nullptr) {
-        recurrent_weights(c, rows, d + (g + kRecurrent) * kW, valid,
-                          dw_hh_.data() + (Cell::order(g + kRecurrent) * s_.H + unit) * s_.R);
+      if (p >= kRecurrent) {
+        outer(rows, units, kW, valid, h_, s_.R, dw_hh_.data() + first * s_.R, add);
       }
     }
-    const std::int64_t edge = (steps_.begin(c.begin) - c.row) * kPre * kW;
-    std::copy_n(d + edge, steps_.batch(c.begin) * kPre * kW, from.edge + slice * s_.N * kPre * kW);
+    const std::int64_t edge = (band.begin(c.begin) - c.row) * kPre * kW;
+    std::copy_n(d + edge, band.batch(c.begin) * kPre * kW,
+                from.edge + slice * band_rows_ * kPre * kW);
   }
 
-  void recurrent_weights(const Chunk& c, std::int64_t rows, const T* d, std::int64_t units,
-                         T* out) {
-    if constexpr (std::is_same<S, T>::value) {
-      if (h_fits()) {
-        // The first scan step's rows are the chunk's first ones or, in a reverse scan, its last.
-        const std::int64_t firsts = c.begin == 0 ? s_.N : 0, later = rows - firsts;
-        const std::int64_t first = a_.reverse ? later : 0, other = a_.reverse ? 0 : firsts;
-        const std::int64_t before = c.row + other + (a_.reverse ? s_.N : -s_.N);
-        if (later > 0) {
-          outer(later, d + other * kPre * kW, kPre * kW, units,
-                static_cast<const T*>(a_.y) + before * s_.R, s_.R, out, adds(c));
-        }
-        if (firsts > 0) {
-          outer(firsts, d + first * kPre * kW, kPre * kW, units, static_cast<const T*>(a_.h0), s_.R,
-                out, adds(c) || later > 0);
-        }
-        return;
-      }
-    }
-    outer(rows, d, kPre * kW, units, h_.get(), s_.R, out, adds(c));
-  }
-
-  // Whether a chunk is not the first to be accumulated.
-  bool adds(const Chunk& c) const { return c.end < steps_.T; }
-
-  void projection_weights(const Chunk& c, const Source& from, std::int64_t rows, std::int64_t q) {
-    outer(rows, from.dh + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), from.unprojected, s_.H,
-          dw_hr_.data() + q * kW * s_.H, adds(c));
+  void projection_weights(const Source& from, std::int64_t rows, std::int64_t q, bool add) {
+    outer(rows, from.dh + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), hidden_, s_.H,
+          dw_hr_.data() + q * kW * s_.H, add);
   }
 
   // out[u][j] (+)= sum over rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
-  void outer(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units, const T* in,
-             std::int64_t columns, T* out, bool add) {
+  void outer(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
+             const Packed<T>& in, std::int64_t columns, T* out, bool add) {
     Rows<T> a{d, 1, rows};
     a.step = d_step;
-    const std::int64_t count = vectors(columns);
-    for (std::int64_t q = 0; q < count; q += kMaxWidth) {
-      const int width = static_cast<int>(std::min<std::int64_t>(kMaxWidth, count - q));
-      for_tiles(a, 0, units, in + q * kW, padded(columns), width,
-                [&](std::int64_t u, int height, const V* sums) {
-                  for (int j = 0; j < height; ++j) {
-                    for (int v = 0; v < width; ++v) {
-                      const std::int64_t column = (q + v) * kW,
-                                         valid = std::min(kW, columns - column);
-                      T* p = out + (u + j) * columns + column;
-                      store<T>(p, add ? load(p, valid) + sums[j * width + v] : sums[j * width + v],
-                               valid);
-                    }
-                  }
-                });
-    }
+    in.multiply(
+        a, 0, units, 0, in.groups(),
+        [&](std::int64_t u, int height, const V* sums, std::int64_t q, int width) {
+          for (int j = 0; j < height; ++j) {
+            for (int v = 0; v < width; ++v) {
+              const std::int64_t column = (q + v) * kW, valid = std::min(kW, columns - column);
+              T* p = out + (u + j) * columns + column;
+              store<T>(p, add ? load(p, valid) + sums[j * width + v] : sums[j * width + v], valid);
+            }
+          }
+        });
   }
 
   void input_gradient(Team::Member& m, const Chunk& c, const Source& from, const Grid& grid,
                       std::int64_t item) {
     const Rows<T> dgates = gate_rows<Cell>(from.dgates, s_.slices, capacity_, 0, 0);
     grid.item(item, [&](std::int64_t g0, std::int64_t g1, std::int64_t r0, std::int64_t r1) {
+      const auto whole = [&](std::int64_t row, int height, const V* sums, std::int64_t q,
+                             int width) { store_dx(c, row, height, sums, q, width, false); };
+      if (w_ih_streamed_.used()) {
+        w_ih_streamed_.multiply(m, s_, from.dgates, capacity_ * kPre * kW, 0, a_.w_ih, r0, r1, g0,
+                                g1, whole);
+        return;
+      }
       if (panel_slices_ == 0) {
-        w_ih_.multiply(dgates, r0, r1, g0, g1,
-                       [&](std::int64_t row, int height, const V* sums, std::int64_t q, int width) {
-                         store_dx(c, row, height, sums, q, width, false);
-                       });
+        w_ih_.multiply(dgates, r0, r1, g0, g1, whole);
         return;
       }
       T* const panel = panels_.get() + m.id() * panel_slices_ * G * kW * kMaxWidth * kW;
@@ -330,13 +301,15 @@ class OperandGradients {
 
   const BackwardArgs& a_;
   const Shape<Cell, S>& s_;
-  const Steps& steps_;
-  const std::int64_t capacity_;      // rows of a chunk
+  const std::int64_t capacity_;  // rows of a chunk
+  const std::int64_t band_rows_;
+  StreamedWeights<Cell, S> w_ih_streamed_;
   const std::int64_t panel_slices_;  // of a panel of W_ih; 0 where it is packed as a whole
   Packed<T> w_ih_;
-  Buffer<T> panels_;  // [member][depth of a panel][kMaxWidth][lane]
-  Buffer<T> dbias_;   // [slice][kPre][lane]
-  Buffer<T> x_, h_;   // (row of the chunk, columns padded)
+  Buffer<T> panels_;          // [member][depth of a panel][kMaxWidth][lane]
+  Buffer<T> dbias_;           // [slice][kPre][lane]
+  Buffer<T> units_;           // [member][row of the chunk][lane]: of one slice and pre-activation
+  Packed<T> x_, h_, hidden_;  // at depth k: row k of the chunk
   Gradient<S> dw_ih_, dw_hh_, dw_hr_;
 };
 

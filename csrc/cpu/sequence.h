@@ -9,7 +9,8 @@ namespace FUSED_RNN_LEVEL {
 constexpr std::int64_t kForwardChunkRows = 96;
 constexpr std::int64_t kBackwardChunkRows = 384;
 
-inline std::int64_t chunk_begin(const Steps& s, std::int64_t end, std::int64_t rows) {
+template <class StepsOf>
+std::int64_t chunk_begin(const StepsOf& s, std::int64_t end, std::int64_t rows) {
   std::int64_t k = end - 1;
   while (k > 0 && s.rows(k - 1, end) <= rows) {
     --k;
@@ -44,6 +45,9 @@ struct Shape {
 
   const std::int64_t N, I, H, P, R, slices, Hp, Rp;
 
+  // The most values that an array has in a row: what a step's rows take of the cache.
+  std::int64_t widest() const { return std::max({I, Rp, Cell::kPre * Hp}); }
+
   std::int64_t valid(std::int64_t slice) const { return std::min(kW, H - slice * kW); }
 
   // Rows of a gate matrix (G*H, ...) that give vector q of the pre-activations from `first_pre` on.
@@ -76,11 +80,11 @@ auto gate_bias(const ScanArgs& a, const Shape<Cell, S>& s, std::int64_t slice, i
   return b;
 }
 
-// Threads that pay: below some ten thousand multiplications per step a second thread costs more in
-// waiting than it saves in work.
+// Threads that pay: below some ten thousand multiplications per step, the input's among them, a second
+// thread costs more in waiting than it saves in work.
 inline int useful_threads(const ScanArgs& a, std::int64_t gates) {
   constexpr std::int64_t kWorkPerThread = 16384;
-  const std::int64_t work = a.N * gates * a.H * (a.P > 0 ? a.P : a.H);
+  const std::int64_t work = a.N * gates * a.H * ((a.P > 0 ? a.P : a.H) + a.I);
   return static_cast<int>(std::min<std::int64_t>(std::max(a.threads, 1),
                                                  std::max<std::int64_t>(work / kWorkPerThread, 1)));
 }

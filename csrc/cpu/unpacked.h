@@ -99,7 +99,7 @@ FUSED_RNN_INLINE void multiply_unpacked(const Rows<T>& a, std::int64_t w_row, in
   }
 }
 
-// As multiply_unpacked, with `a` packed row by row (pack_rows) and `rows_of_a` of them.
+// As multiply_unpacked, with `rows_of_a` rows of A, packed row by row (pack_rows).
 template <class T, class R, class F>
 FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, int width,
                                       std::int64_t vectors, std::int64_t rows_of_a,
@@ -110,7 +110,7 @@ FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, in
   for (std::int64_t g = first_group; g < last_group; ++g) {
     const std::int64_t q = g * width;
     const int w = static_cast<int>(std::min<std::int64_t>(width, vectors - q));
-    for (std::int64_t ag = 0; ag < a.groups(); ++ag) {
+    for (std::int64_t ag = 0; ag * a.width * kW < rows_of_a; ++ag) {
       const int a_width = a.width_of(ag);
       for (int v = 0; v < w; ++v) {
         const RowBlock<T> block = rows(q + v);

@@ -43,6 +43,38 @@ FUSED_RNN_INLINE Halves upper_halves(FloatBits bits) {
   return __builtin_convertvector(bits >> 16, Halves);
 }
 
+// As widen and narrow of every lane; the instructions keep a NaN's payload. Those of AVX-512 with a mask:
+// GCC 12 warns of what the others leave undefined.
+FUSED_RNN_INLINE Vec<float> widen_ieee(Halves h) {
+#if FUSED_RNN_F16C && FUSED_RNN_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
+#elif FUSED_RNN_F16C
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)h);
+#else
+  const FloatBits bits = __builtin_convertvector(h, FloatBits), magnitude = bits & 0x7fffu;
+  const Vec<float> scaled = same_bits<Vec<float>>(magnitude << 13) * bit_cast<float>(0x77800000u);
+  const FloatBits special = same_bits<FloatBits>(magnitude >= 0x7c00u);
+  return same_bits<Vec<float>>((bits & 0x8000u) << 16 |
+                               (special & (0x7f800000u | (magnitude & 0x3ffu) << 13)) |
+                               (~special & same_bits<FloatBits>(scaled)));
+#endif
+}
+
+FUSED_RNN_INLINE Halves narrow_ieee(Vec<float> v) {
+#if FUSED_RNN_F16C && FUSED_RNN_VECTOR_BYTES == 64
+  return (Halves)_mm512_maskz_cvtps_ph(0xffff, (__m512)v,
+                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif FUSED_RNN_F16C
+  return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  Halves h;
+  for (std::int64_t i = 0; i < kLanes<float>; ++i) {
+    h[i] = narrow<Half>(static_cast<float>(v[i])).bits;
+  }
+  return h;
+#endif
+}
+
 // The first `valid` lanes from p, zero in the others.
 template <class S, class T = typename ComputeType<S>::type>
 FUSED_RNN_INLINE Vec<T> load(const S* p, std::int64_t valid = kLanes<T>) {
@@ -58,6 +90,13 @@ FUSED_RNN_INLINE Vec<T> load(const S* p, std::int64_t valid = kLanes<T>) {
       Halves h;
       std::memcpy(&h, p, sizeof(h));
       return widen_all(h);
+    }
+  }
+  if constexpr (std::is_same<S, Half>::value) {
+    if (valid == kLanes<T>) {
+      Halves h;
+      std::memcpy(&h, p, sizeof(h));
+      return widen_ieee(h);
     }
   }
   for (std::int64_t i = 0; i < valid; ++i) {
@@ -81,6 +120,13 @@ FUSED_RNN_INLINE void store(S* p, Vec<T> v, std::int64_t valid = kLanes<T>) {
       return;
     }
   }
+  if constexpr (std::is_same<S, Half>::value) {
+    if (valid == kLanes<T>) {
+      const Halves h = narrow_ieee(v);
+      std::memcpy(p, &h, sizeof(h));
+      return;
+    }
+  }
   for (std::int64_t i = 0; i < valid; ++i) {
     p[i] = narrow<S>(static_cast<T>(v[i]));
   }
@@ -91,10 +137,8 @@ template <class S, class T = typename ComputeType<S>::type>
 FUSED_RNN_INLINE Vec<T> rounded(Vec<T> v) {
   if constexpr (std::is_same<S, BFloat16>::value) {
     return same_bits<Vec<T>>(round_to_halves(v) & 0xffff0000u);
-  } else if constexpr (!std::is_same<S, T>::value) {
-    for (std::int64_t i = 0; i < kLanes<T>; ++i) {
-      v[i] = widen(narrow<S>(static_cast<T>(v[i])));
-    }
+  } else if constexpr (std::is_same<S, Half>::value) {
+    return widen_ieee(narrow_ieee(v));
   }
   return v;
 }

@@ -36,8 +36,11 @@ inline std::vector<Sizes> all_sizes() {
       {4, 6, 16, 32},  // whole vectors only
       {2, 6, 150, 5},  // long sums
       {2, 5, 3, 133},
-      {40, 10, 3, 5},  // more than one chunk
-      {2, 400, 2, 3},  // a step larger than a chunk
+      {40, 10, 3, 5},     // more than one chunk
+      {2, 400, 2, 3},     // a step larger than a chunk
+      {2, 260, 1030, 3},  // bands
+      {3, 1030, 1030, 3, false, {1030, 530, 30}},
+      {1, 140, 5, 18},  // weights as they lie, in blocks of rows
       {5, 5, 7, 17, true, {5, 3, 3, 1, 1}},
       {2, 4, 2, 9, false, {4, 4}},
       {30, 3, 2, 3, true, {3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,

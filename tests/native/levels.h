@@ -32,9 +32,10 @@ inline const char* lacks(const char* level) {
                                                  : nullptr;
   }
   if (std::strcmp(level, "avx2") == 0) {
-    return !__builtin_cpu_supports("avx2")  ? "the CPU has no avx2"
-           : !__builtin_cpu_supports("fma") ? "the CPU has no fma"
-                                            : nullptr;
+    return !__builtin_cpu_supports("avx2")   ? "the CPU has no avx2"
+           : !__builtin_cpu_supports("fma")  ? "the CPU has no fma"
+           : !__builtin_cpu_supports("f16c") ? "the CPU has no f16c"
+                                             : nullptr;
   }
 #else
   (void)level;

@@ -32,6 +32,12 @@ OWN_SHAPES = {
     "more-rows-than-a-chunk": Shape(2, 530, 2, 3),
     "ragged-chunks": ragged([(7 * n) % 60 + 1 for n in range(40)], 3, 20),
     "ragged-one-row-steps": ragged((30, 1, 1), 2, 3),
+    "streamed-blocks-of-rows": Shape(1, 150, 21, 37),
+    "streamed-ragged": ragged((2, 2, 1, 2, 1, 2, 1), 7, 40),
+    # Wide inputs, so that some hundred sequences are cut into bands, or a thousand ragged ones,
+    # with steps that the first band has for itself.
+    "bands": Shape(3, 300, 1030, 70),
+    "ragged-bands": ragged([1 + (n % 2) + 3 * (n % 50 == 0) for n in range(1030)], 1030, 70),
 }
 ALL_SHAPES = {name: shape for name, shape in (SHAPES | RAGGED | OWN_SHAPES).items() if shape.N > 0}
 FEW_SHAPES = {
