@@ -46,5 +46,5 @@ nitpick_ignore_regex = [
     ("py:.*", r"(Any|Callable|Sequence|Iterator|Tensor|Module|PackedSequence|Protocol|NamedTuple)"),
     ("py:.*", r"(fused_rnn\.convert\.)?(Row|Report|Model|TracebackType|Self|optional)"),
     ("py:attr", r"(model|module)"),
-    ("py:class", r"fused_rnn\.layers\.beyond\.(State|PackedStates)"),  # type variables
+    ("py:class", r"fused_rnn\.layers\.(step\.State|beyond\.PackedStates)"),  # type variables
 ]
