@@ -5,8 +5,9 @@
 compiles it without Python and PyTorch, into a program that solves many problems and compares each
 with plain loops; for CUDA, into one that runs its kernels on the host bench. Two run only where
 they are named: the level avx2, whose code, but for conversions from register to register, is that
-of the wider and of the narrower registers; and the persistent kernels, which are many and large: their own tests, with sanitized kernels, take
-twenty minutes. Exits with 1 where a sanitizer or a comparison finds something.
+of the wider and of the narrower registers; and the persistent kernels, which are many and large:
+their own tests, with sanitized kernels, take twenty minutes. Exits with 1 where a sanitizer or a
+comparison finds something.
 """
 
 from __future__ import annotations
