@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from .baseline import refusal
 from .cases import Case
 from .units import level_of
 from .workload import Work
@@ -73,7 +74,9 @@ class TorchNN:
     foreign = False
 
     def refuses(self, case: Case, settings: Settings) -> str | None:
-        return None
+        if case.single_cell or settings.device.type != "cpu":
+            return None
+        return refusal(case.cell, case.dtype, ragged=case.ragged)
 
     def prepare(self, work: Work, settings: Settings) -> Prepared:
         return Prepared(work.caller(work.module, work.module.parameters()), work.named)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import fused_rnn
 
+from .baseline import refusal
 from .document import heading, write
 from .draws import DTYPES, Draw, draws, make_arguments, make_call, make_layer
 from .peers import BASELINE, OURS, Settings
@@ -83,6 +84,10 @@ def measure(draw: Draw, settings: Settings) -> Sample:
     return sample
 
 
+def _refused(draw: Draw) -> str | None:
+    return refusal(draw.cell, draw.dtype, draw.proj_size > 0, draw.ragged)
+
+
 def _what_ran(draw: Draw, layer: nn.Module, arguments: tuple[Any, ...]) -> str:
     recast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=draw.dtype == "autocast")
     with torch.set_grad_enabled(draw.training), recast:
@@ -121,9 +126,14 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
 def run(settings: Settings, seconds: float, seed: int, path: Path | None) -> bool:
     """Sample for so many seconds, print and write what was found; return whether all are right."""
     samples: list[Sample] = []
+    passed_over: set[str] = set()
     end = time.perf_counter() + seconds
     try:
         for number, draw in enumerate(draws(seed), start=1):
+            refused = _refused(draw)
+            if refused is not None:
+                passed_over.add(f"passed over: {draw.cell} {draw.dtype}: {refused}")
+                continue
             samples.append(measure(draw, settings))
             if number % 25 == 0:
                 left = max(end - time.perf_counter(), 0.0)
@@ -132,6 +142,8 @@ def run(settings: Settings, seconds: float, seed: int, path: Path | None) -> boo
                 break
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+    for line in sorted(passed_over):
+        print(line)
     print("\n".join(render(samples, seed, Paint(sys.stdout.isatty()))))
     if path is not None:
         write(heading(settings, sample_seconds=seconds, seed=seed) | as_json(samples), path)

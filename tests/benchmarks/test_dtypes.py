@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import harness, machine, peers, plots, tables, units
+from benchmarks.baseline import refusal
 from benchmarks.cases import DTYPE_TITLES, DTYPES, GATES, Case, Shape, choose
 from benchmarks.cases_cpu import cpu_cases
 from benchmarks.harness import CaseResult, Harness
@@ -96,6 +97,8 @@ def test_autocast_is_around_the_forward_and_not_around_the_oracle(cell):
         seen.append(torch.is_autocast_enabled("cpu"))
         return work.module(*arguments)
 
+    if (refused := refusal(cell, "autocast")) is not None:
+        pytest.skip(refused)
     named = work.named(work.caller(spy, work.module.parameters())())
     double = work.double()
     double.named(double.caller(double.module, double.module.parameters())())
@@ -112,9 +115,28 @@ def test_ours_and_torch_agree_and_ours_says_what_ran(monkeypatch, dtype, kind):
     case = Case("lstm", kind, SHAPE, dtype=dtype, threads=1)
     result = run_case(monkeypatch, case, [peers.TorchNN(), peers.FusedRNN()])
     assert result.failure is None
-    assert result.speedup() > 0
+    refused = refusal("lstm", dtype)
+    assert result.peers[BASELINE].skipped == refused
+    assert result.seconds(OURS) > 0
+    assert (result.speedup() is None) == (refused is not None)
     assert result.level
     assert result.peers[OURS].peak_bytes is None  # a thread's is that of all
+
+
+def test_what_torch_cannot_run_is_checked_against_float64(monkeypatch):
+    monkeypatch.setattr(peers, "refusal", lambda *_, **__: "it cannot")
+    case = Case("lstm", "training", SHAPE, threads=1)
+    result = run_case(monkeypatch, case, [peers.TorchNN(), peers.FusedRNN()])
+    assert result.failure is None
+    assert result.peers[BASELINE].skipped == "it cannot"
+    assert result.speedup() is None
+    assert 0 < result.peers[OURS].error < 1e-5
+    liar = Liar("y")
+    liar.refuses = lambda case, settings: None
+    result = run_case(monkeypatch, case, [peers.TorchNN(), liar])
+    assert result.failure.startswith("liar: y is off by")
+    # And where nobody can, nothing is timed.
+    assert run_case(monkeypatch, case, [peers.TorchNN()]).seconds(BASELINE) is None
 
 
 def test_memory_of_other_dtypes_is_measured_by_the_full_product():
