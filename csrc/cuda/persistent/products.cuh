@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cells.h"
 #include "params.h"
 #include "cuda/ptx.cuh"
 
