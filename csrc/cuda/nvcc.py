@@ -227,16 +227,22 @@ def compile_object(
     werror: bool = False,
     threads: int = 1,
     directory: Path = CACHE,
+    few: bool = False,
 ) -> Object:
-    """Compile a source, unless it has been already and nothing has changed since."""
+    """Compile a source, unless it has been already and nothing has changed since.
+
+    ``few``: not all of its kernels (persistent/products.cuh), to check the code for one GPU more.
+    """
     host = ",".join((*HOST_FLAGS, "-Werror") if werror else HOST_FLAGS)
     flags = [*FLAGS, *watchdog(), *host_compiler(), "-Xcompiler", host]
     flags += WERROR if werror else ()
+    flags += ["-DFUSED_RNN_FEW_KERNELS"] if few else []
     gencode = [flag for target in targets for flag in target.gencode()]
     command = [toolkit.nvcc, *flags, "-Xptxas", "-v", *gencode, "-c", str(source)]
     state = digest([toolkit.release, _host_version(), *command], inputs(source))
     names = "-".join(target.number + "p" * target.ptx for target in targets)
-    kind = "checked." if werror else ""  # what others let pass is not fresh here
+    # What others let pass is not fresh here.
+    kind = "few." * few + "checked." * werror
     output = directory / f"{name(source).replace('/', '-')}.{names}.{kind}o"
     record = output.with_suffix(".txt")
     known = record.read_text() if output.exists() and record.exists() else ""

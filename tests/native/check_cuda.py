@@ -2,10 +2,11 @@
 
     python -m tests.native.check_cuda [--all] [--renew]
 
-For one GPU of each kind of code path, or for all. Warnings are errors. The table of registers,
-shared memory, stack frames and spills, and of what the machine code must not have (sass.py), is
-compared with csrc/cuda/resources.txt (--renew writes it anew instead). Without nvcc there is
-nothing to check, and without cuobjdump no machine code.
+For one GPU of each kind of code path, or for all. Of the persistent kernels, nine tenths of the
+work, only one of these GPUs has every pair of a cell and a kind of product. Warnings are errors.
+The table of registers, shared memory, stack frames and spills, and of what the machine code must
+not have (sass.py), is compared with csrc/cuda/resources.txt (--renew writes it anew instead).
+Without nvcc there is nothing to check, and without cuobjdump no machine code.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from .resources import Table, Usage
 ARCHITECTURES = ("75", "80", "86", "89", "90a", "100", "120")
 # Asynchronous copies and no clusters; clusters; clusters and less shared memory.
 KINDS = ("80", "90a", "120")
-# Whose machine code each commit is checked for: reading it takes as long as compiling.
-CODE_OF = "90a"
+# Which of these has all kernels for each commit, and whose machine code is looked at.
+WHOLE = "90a"
 COMMITTED = ROOT / "csrc" / "cuda" / "resources.txt"
 
 
-def measure(source: Path, number: str, toolkit: Toolkit, cuobjdump: str | None) -> dict[str, Usage]:
+def measure(
+    source: Path, number: str, toolkit: Toolkit, cuobjdump: str | None, few: bool
+) -> dict[str, Usage]:
     """Compile a source for one architecture, unless nothing has changed; return usage by name."""
-    compiled = nvcc.compile_object(source, [Architecture(number)], toolkit, werror=True)
+    compiled = nvcc.compile_object(source, [Architecture(number)], toolkit, werror=True, few=few)
     usage = resources.parse_ptxas(compiled.report)
     names = resources.readable(usage)
     if cuobjdump is not None:
@@ -49,12 +52,12 @@ def measure(source: Path, number: str, toolkit: Toolkit, cuobjdump: str | None) 
 
 
 def measure_all(
-    toolkit: Toolkit, numbers: list[str], coded: Collection[str], cuobjdump: str | None
+    toolkit: Toolkit, numbers: list[str], whole: Collection[str], cuobjdump: str | None
 ) -> Table:
-    """Return the table of all kernels, a compiler on each core.
+    """Return the table of the kernels, a compiler on each core.
 
     Args:
-        coded: the architectures whose machine code is looked at
+        whole: the architectures that have all kernels, and whose machine code is looked at
     """
     every = [Architecture(number) for number in numbers]
     work = [(source, a.number) for source in SOURCES for a in nvcc.targets_of(source, every)]
@@ -62,7 +65,12 @@ def measure_all(
     table: Table = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(
-            lambda unit: measure(*unit, toolkit, cuobjdump if unit[1] in coded else None), work
+            lambda unit: (
+                measure(*unit, toolkit, cuobjdump, few=False)
+                if unit[1] in whole
+                else measure(*unit, toolkit, None, few=unit[0].parent == nvcc.LARGE)
+            ),
+            work,
         )
         for (_, number), usage in zip(work, found, strict=True):
             for kernel, used in usage.items():
@@ -70,7 +78,12 @@ def measure_all(
     return table
 
 
-def judge(table: Table, release: str, with_code: Collection[str] | None = None) -> bool:
+def judge(
+    table: Table,
+    release: str,
+    whole: Collection[str] | None = None,
+    with_code: Collection[str] | None = None,
+) -> bool:
     """Compare with the committed table, say what differs, and return whether all is well."""
     try:
         known_release, committed = resources.parse_table(COMMITTED.read_text())
@@ -82,7 +95,9 @@ def judge(table: Table, release: str, with_code: Collection[str] | None = None) 
         print(
             f"The table is nvcc {known_release}'s: under {release}, only spills and stacks count."
         )
-    result = resources.compare(committed, table, same_release=same_release, with_code=with_code)
+    result = resources.compare(
+        committed, table, same_release=same_release, whole=whole, with_code=with_code
+    )
     if result.notes:
         print(f"  {len(result.notes)} figures changed within the margin.")
     for line in result.failures:
@@ -119,8 +134,8 @@ def main(arguments: list[str]) -> int:
             print("No cuobjdump: the machine code is not checked (Triton's package has one).")
             if renew:
                 return 1
-        coded = known if given.all or renew else [CODE_OF]
-        table = measure_all(toolkit, known, coded, cuobjdump)
+        whole = known if given.all or renew else [WHOLE]
+        table = measure_all(toolkit, known, whole, cuobjdump)
     except CudaBuildError as reason:
         print(reason)
         return 1
@@ -128,7 +143,8 @@ def main(arguments: list[str]) -> int:
     print(text, end="")
     if renew:
         COMMITTED.write_text(text)
-    well = renew or judge(table, toolkit.release, [f"sm_{n}" for n in coded if cuobjdump])
+    wholly = [f"sm_{n}" for n in whole]
+    well = renew or judge(table, toolkit.release, wholly, wholly if cuobjdump else [])
     verdict = "table renewed" if renew else "all well" if well else "FAILED"
     print(f"{len(table)} kernels on {len(known)} architectures: {verdict}, ", end="")
     print(f"{time.monotonic() - begin:.0f} s")

@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kShapes[kShape].threads(), 1)
 
 template <class Product, int kShape, Meeting kMeeting>
 void launch_kernel(const PersistentBackward& a, Stream stream) {
-  if constexpr (is_compiled(true, kMeeting, kShape)) {
+  if constexpr (is_compiled(true, kMeeting, kShape) && has_kernel<Product>()) {
     const Plan& plan = a.plan;
     const std::int64_t blocks = std::int64_t{1} * a.directions * plan.groups * plan.blocks;
     // A group that is a cluster waits for no block outside it.

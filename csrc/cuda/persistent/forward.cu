@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kShapes[kShape].threads(), 1)
 template <class Cell, class Product, int kShape, bool kInCluster>
 void launch_kernel(const PersistentForward& a, Stream stream) {
   constexpr Meeting kMeeting = kInCluster ? Meeting::kCluster : Meeting::kMemory;
-  if constexpr (is_compiled(false, kMeeting, kShape)) {
+  if constexpr (is_compiled(false, kMeeting, kShape) && has_kernel<Product, Cell>()) {
     const unsigned blocks =
         static_cast<unsigned>(a.directions) * static_cast<unsigned>(a.plan.groups * a.plan.blocks);
     const Together together{!kInCluster, kInCluster ? static_cast<unsigned>(a.plan.cluster) : 1u};

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cells.h"
 #include "params.h"
 #include "cuda/ptx.cuh"
 
@@ -242,6 +243,27 @@ struct OneColumn<PlainProduct> : PlainProduct {
     }
   }
 };
+
+// Which kernels a source has: all; or, where one GPU more is only checked, each cell and each kind
+// of product once (tests/native/check_cuda.py). Types of 16 bits differ in their conversions alone.
+#ifdef FUSED_RNN_FEW_KERNELS
+template <class Product, class Cell = void>  // void: every cell's, chosen as it runs
+constexpr bool has_kernel() {
+  constexpr bool kEvery = std::is_void_v<Cell>;
+  if constexpr (std::is_same_v<Product, TensorProduct<BFloat16>>) {
+    return kEvery || std::is_same_v<Cell, Lstm>;
+  } else if constexpr (std::is_same_v<Product, PlainProduct>) {
+    return kEvery || std::is_same_v<Cell, Gru>;
+  } else {
+    return std::is_same_v<Product, TensorProduct<float>> && std::is_same_v<Cell, Rnn<false>>;
+  }
+}
+#else
+template <class Product, class Cell = void>
+constexpr bool has_kernel() {
+  return true;
+}
+#endif
 
 }  // namespace cuda
 }  // namespace fused_rnn

@@ -97,6 +97,8 @@ def test_both_tables_have_the_same_kernels():
     assert gone.failures == ["l on sm_80: in the table, but no longer compiled"]
     new = resources.compare({"k": one}, {"k": two}, same_release=False)
     assert new.failures == ["k on sm_90a: not in the table"]
+    few = resources.compare({"k": one, "l": one}, {"k": one}, same_release=True, whole=["sm_90a"])
+    assert few == ([], [])
     # An architecture that this compiler does not know is not missed.
     assert resources.compare({"k": two}, {"k": one}, same_release=True) == ([], [])
 
