@@ -38,6 +38,8 @@ def main() -> int:
         "CXX": compiler,
         "FUSED_RNN_CUDA": "0",
         "FUSED_RNN_WERROR": "1",
+        # Twice as fast to compile; that the fastest code is right is tested of GCC's.
+        "FUSED_RNN_CXXFLAGS": "-O1",
         # ninja is there.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(tree),
