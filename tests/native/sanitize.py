@@ -3,11 +3,11 @@
     python -m tests.native.sanitize [address] [avx2] [thread] [cuda] [persistent]
 
 compiles it without Python and PyTorch, into a program that solves many problems and compares each
-with plain loops; for CUDA, into one that runs its kernels on the host bench. Two run only where
-they are named: the level avx2, whose code, but for conversions from register to register, is that
-of the wider and of the narrower registers; and the persistent kernels, which are many and large:
-their own tests, with sanitized kernels, take twenty minutes. Exits with 1 where a sanitizer or a
-comparison finds something.
+with plain loops; for CUDA, into one that runs its kernels on the host bench. Of the levels those
+that this CPU has; avx2 beside avx512 only where it is named, as its code, but for conversions from
+register to register, is that of the wider and of the narrower registers. The persistent kernels
+too, which are many and large: their own tests, with sanitized kernels, take twenty minutes. Exits
+with 1 where a sanitizer or a comparison finds something.
 """
 
 from __future__ import annotations
@@ -48,6 +48,21 @@ class Build(NamedTuple):
 
 
 AVX2 = "avx2"
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def runs_here(level: str) -> bool:
+    """Return whether the CPU has a level's instructions; it may where the system does not tell."""
+    if not CPUINFO.exists():
+        return True
+    needed = set((LEVELS[level][0] or "").split(",")) - {""}
+    needed |= {"amx_tile", "amx_bf16"} if level == "amx" else set()
+    return needed <= set(CPUINFO.read_text().split())
+
+
+def without_those_between(levels: list[str]) -> list[str]:
+    """Leave avx2 out where avx512 is there."""
+    return [level for level in levels if level != AVX2 or "avx512" not in levels]
 
 
 def checked_for_addresses(*levels: str) -> Build:
@@ -60,7 +75,7 @@ def checked_for_addresses(*levels: str) -> Build:
 
 
 BUILDS = {
-    "address": checked_for_addresses(*(level for level in LEVELS if level != AVX2)),
+    "address": checked_for_addresses(*without_those_between(list(filter(runs_here, LEVELS)))),
     AVX2: checked_for_addresses(AVX2),
     # Neither the element type nor the registers make a difference to what threads share.
     "thread": Build(
