@@ -25,11 +25,22 @@ from fused_rnn.backends import (
 )
 from fused_rnn.cells import CELLS
 
-__all__ = ["Trial", "refusal", "try_all"]
+__all__ = [
+    "LIMITS",
+    "Errors",
+    "Run",
+    "Trial",
+    "Workload",
+    "check",
+    "clock",
+    "refusal",
+    "truth_of",
+    "try_all",
+]
 
 # How far a way may be off from float64, relative to a tensor's largest element: its results, its
 # gradients. Sums over every step and row stay below; a wrong gate or a step left out is far above.
-_LIMITS = {
+LIMITS = {
     torch.float64: (1e-12, 1e-11),
     torch.float32: (2e-5, 1e-4),
     torch.float16: (5e-3, 2e-2),
@@ -41,12 +52,12 @@ _SECONDS = 1.0  # of samples for each problem, all ways together
 _LEAST, _MOST = 3, 50  # samples of each way
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     results: list[Tensor]
     gradients: list[Tensor]  # in training
 
 
-class _Errors(NamedTuple):
+class Errors(NamedTuple):
     results: float
     gradients: float
 
@@ -69,7 +80,7 @@ class Trial:
     failure: str | None = None
 
 
-class _Workload:
+class Workload:
     """A call that makes a problem: random operands of its sizes, the same ones every time.
 
     Ragged batches have lengths from all of T down to half of it, spread evenly.
@@ -94,7 +105,7 @@ class _Workload:
         values = torch.rand(size, generator=self._random, dtype=torch.float32, device="cpu")
         return ((2 * values - 1) * scale).to(self.problem.device, self.problem.dtype)
 
-    def caller(self, dtype: torch.dtype | None = None) -> Callable[[], _Run]:
+    def caller(self, dtype: torch.dtype | None = None) -> Callable[[], Run]:
         """Return what makes the call, by the way that was asked for."""
         training = self.problem.training
 
@@ -105,15 +116,15 @@ class _Workload:
         leaves = [x, *(w for row in rows for w in row)]
         forward = self._step(x, rows[0]) if self.problem.width == 0 else self._layers(x, rows)
 
-        def call() -> _Run:
+        def call() -> Run:
             with torch.set_grad_enabled(training):
                 results = list(_tensors(forward()))
                 if not training:
-                    return _Run(results, [])
+                    return Run(results, [])
                 for r in results[len(self._given) :]:
                     self._given.append(self._draw(*r.shape))
                 given = [g.to(r.dtype) for g, r in zip(self._given, results, strict=True)]
-                return _Run(results, list(torch.autograd.grad(results, leaves, given)))
+                return Run(results, list(torch.autograd.grad(results, leaves, given)))
 
         return call
 
@@ -158,7 +169,7 @@ def refusal(problem: Problem) -> str | None:
         return f"{problem.transform} needs torch's own operators"
     if problem.marked:
         return "one way alone goes by lengths and resets that the host has not read"
-    if problem.dtype not in _LIMITS:
+    if problem.dtype not in LIMITS:
         return f"no kernel for {problem.dtype}"
     if min(problem.T, problem.N, problem.I, problem.H) < 1:
         return "there is nothing to compute"
@@ -168,16 +179,15 @@ def refusal(problem: Problem) -> str | None:
 @torch.inference_mode(False)
 def try_all(problem: Problem) -> list[Trial]:
     """Check every way to run a problem, and time those that are right, in turns."""
-    work = _Workload(problem)
-    with use_way(TORCH if torch_can_run(problem) else reference.name):
-        truth = work.caller(torch.float64)()
+    work = Workload(problem)
+    truth = truth_of(work)
     trials: dict[str, Trial] = {}
-    allowed = _Errors(*_LIMITS[problem.dtype])
+    allowed = Errors(*LIMITS[problem.dtype])
     if torch_can_run(problem):
-        trials[TORCH], errors = _check(work, TORCH, truth, None)
+        trials[TORCH], errors = check(work, TORCH, truth, None)
         if errors is not None:
             pairs = zip(allowed, errors, strict=True)
-            allowed = _Errors(*(max(limit, _OF_TORCHS * e) for limit, e in pairs))
+            allowed = Errors(*(max(limit, _OF_TORCHS * e) for limit, e in pairs))
     kernels = [b for b in BACKENDS.values() if b is not reference and b.available() is None]
     for backend in kernels:
         reason = backend.supports(problem)
@@ -185,7 +195,7 @@ def try_all(problem: Problem) -> list[Trial]:
             trials[backend.name] = Trial(backend.name, failure=f"refused: {reason}")
             continue
         for way in _ways(backend, problem, {}) or [backend.name]:
-            trials[way] = _check(work, way, truth, allowed)[0]
+            trials[way] = check(work, way, truth, allowed)[0]
     _time(work, trials.values())
     for backend in kernels:
         while True:
@@ -194,10 +204,16 @@ def try_all(problem: Problem) -> list[Trial]:
             if not seconds or not further:
                 break
             for way in further:
-                trials[way] = _check(work, way, truth, allowed)[0]
+                trials[way] = check(work, way, truth, allowed)[0]
             best = min(_right(trials.values()), key=_seconds)
             _time(work, [best, *(trials[way] for way in further)])
     return list(trials.values())
+
+
+def truth_of(work: Workload) -> Run:
+    """Return what a problem comes to in float64, by torch.nn or else by the reference."""
+    with use_way(TORCH if torch_can_run(work.problem) else reference.name):
+        return work.caller(torch.float64)()
 
 
 def _right(trials: Iterable[Trial]) -> list[Trial]:
@@ -218,15 +234,15 @@ def _ways(backend: Backend, problem: Problem, seconds: dict[str, Any]) -> list[s
     return [prefix + way for way in ask(problem, own)] if own or not seconds else []
 
 
-def _check(
-    work: _Workload, way: str, truth: _Run, allowed: _Errors | None
-) -> tuple[Trial, _Errors | None]:
+def check(
+    work: Workload, way: str, truth: Run, allowed: Errors | None
+) -> tuple[Trial, Errors | None]:
     """Run a problem by a way, and hold it against the truth; ``allowed`` None: whatever it is."""
     trial = Trial(way)
     try:
         with use_way(way):
             found = work.caller()()
-        errors = _Errors(*(_error(a, b) for a, b in zip(found, truth, strict=True)))
+        errors = Errors(*(_error(a, b) for a, b in zip(found, truth, strict=True)))
     except Exception as error:  # whatever a way raises is a finding
         said = str(error).strip().splitlines() or [""]
         trial.failure = f"failed: {type(error).__name__}: {said[0]}"
@@ -246,8 +262,8 @@ def _check_alive(device: torch.device, way: str) -> None:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
         raise RuntimeError(
-            f"fused_rnn.tune: {device} is lost to this process since {way!r} ran on it, and nothing "
-            f"was kept: {error}"
+            f"fused_rnn.tune: {device} is lost to this process since {way!r} ran on it, and "
+            f"nothing was kept: {error}"
         ) from error
 
 
@@ -263,7 +279,7 @@ def _error(found: list[Tensor], truth: list[Tensor]) -> float:
     return worst
 
 
-def _time(work: _Workload, trials: Iterable[Trial]) -> None:
+def _time(work: Workload, trials: Iterable[Trial]) -> None:
     """Fill in the median times of those that may be chosen, taken in turns."""
     chosen = [t for t in trials if t.failure is None]
     samples: dict[str, list[float]] = {t.way: [] for t in chosen}
@@ -274,12 +290,12 @@ def _time(work: _Workload, trials: Iterable[Trial]) -> None:
             break
         for way, call in calls.items():
             with use_way(way):
-                samples[way].append(_clock(call, work.problem.device))
+                samples[way].append(clock(call, work.problem.device))
     for trial in chosen:
         trial.seconds = statistics.median(samples[trial.way][1:])  # the first fills caches
 
 
-def _clock(call: Callable[[], Any], device: torch.device) -> float:
+def clock(call: Callable[[], Any], device: torch.device) -> float:
     if device.type == "cuda":
         with torch.cuda.device(device):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

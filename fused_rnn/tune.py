@@ -118,7 +118,9 @@ def _words(p: Problem) -> str:
     kind = "training" if p.training else "inference"
     dtype = str(p.dtype).removeprefix("torch.")
     sizes = f"{p.cell}, {what}, N {p.N}, I {p.I}, H {p.H}"
-    return ", ".join([sizes, *(w for w, is_so in extras.items() if is_so), dtype, str(p.device), kind])
+    return ", ".join(
+        [sizes, *(w for w, is_so in extras.items() if is_so), dtype, str(p.device), kind]
+    )
 
 
 class Tune:
@@ -126,10 +128,10 @@ class Tune:
 
     The model runs once, as it would in your program, to see which problems its layers are: cells,
     sizes, dtypes, options. Each is then made of random numbers, and run by every way that can:
-    :mod:`torch.nn`, and the backends, on a GPU by each of the plans that fit. What is wrong, refuses
-    or fails is reported and never chosen; the fastest of the others runs calls like it from here on,
-    in this process, and in others that :meth:`load` what :meth:`save` wrote. A choice by name,
-    :func:`use_backend` or ``FUSED_RNN_BACKEND``, still comes first.
+    :mod:`torch.nn`, and the backends, on a GPU by each of the plans that fit. What is wrong,
+    refuses or fails is reported and never chosen; the fastest of the others runs calls like it from
+    here on, in this process, and in others that :meth:`load` what :meth:`save` wrote. A choice by
+    name, :func:`use_backend` or ``FUSED_RNN_BACKEND``, still comes first.
 
     A measurement holds for this device and these versions, for T from a quarter to four times, and
     for N from half to twice what was measured; tune again with other inputs for more. Graphs of
@@ -147,7 +149,7 @@ class Tune:
             ``False`` inference, and ``None`` what the call is as it stands. Default: ``None``
 
     Returns:
-        a list with a :class:`~fused_rnn.tune.Measured` for each problem, which is printed as a table
+        a list with a :class:`~fused_rnn.Measured` for each problem, which is printed as a table
 
     Raises:
         TypeError: if :attr:`model` is not a :class:`torch.nn.Module`
@@ -255,7 +257,9 @@ def _of_stack(p: Problem) -> Problem:
 def _nothing(model: nn.Module, refusals: list[dict[str, str]]) -> str:
     if refusals:
         return f"tune: torch.nn has to run this model's recurrent layers ({refusals[0]['native']})"
-    others = sum(is_recurrent(m) and type(m).__module__.startswith("torch") for m in model.modules())
+    others = sum(
+        is_recurrent(m) and type(m).__module__.startswith("torch") for m in model.modules()
+    )
     more = f", and {others} of torch.nn: fused_rnn.convert(model) swaps them" if others else ""
     return f"tune: no recurrent layer of fused_rnn ran in this {type(model).__name__}{more}"
 

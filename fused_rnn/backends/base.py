@@ -73,7 +73,7 @@ class Problem(NamedTuple):
     transform: str | None  # what is being done to torch itself, see transforms.active
     states: bool = False  # the states of every step are asked for
     marked: bool = False  # padded, with marks: lengths and resets that nobody has read
-    cut: bool = False  # lengths or resets that were read: torch.nn would have been given them packed
+    cut: bool = False  # packed here, by lengths and resets that were read
     recompute: bool = False  # backward makes anew what it needs
     # Of the stack that the layer is in; of a single step, which is in none, the width is 0.
     layers: int = 1

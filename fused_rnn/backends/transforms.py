@@ -71,7 +71,9 @@ def may_break() -> bool:
 
     For functions that are :func:`constant_in_graphs`, which it calls while it traces.
     """
-    tracer = getattr(sys.modules.get("torch._dynamo.symbolic_convert"), "InstructionTranslator", None)
+    tracer = getattr(
+        sys.modules.get("torch._dynamo.symbolic_convert"), "InstructionTranslator", None
+    )
     try:
         tracing = tracer.current_tx()  # type: ignore[union-attr]
         return not (tracing.one_graph or tracing.error_on_graph_break)

@@ -284,9 +284,7 @@ class Options:
             return run_stack(
                 *operands, dropout, training, scan=scans, cut=self._cuts, recompute=True
             )
-        backends, _ = choose(
-            *operands, every_state=True, cut=self._cuts, recompute=self._recompute
-        )
+        backends, _ = choose(*operands, every_state=True, cut=self._cuts, recompute=self._recompute)
         if backends is None:
             raise RuntimeError("torch.nn was asked for, and does not return every step's states")
         collector = Collector(self._recompute)

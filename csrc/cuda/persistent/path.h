@@ -352,8 +352,8 @@ inline std::vector<std::int64_t> persistent_way(std::vector<std::int64_t> way) {
   std::size_t next = 0;
   for (Told* of : {&told().forward, &told().backward}) {
     const Told was = *of;
-    before.insert(before.end(), {static_cast<std::int64_t>(was.how), was.partition.shape,
-                                 was.partition.cluster});
+    before.insert(before.end(),
+                  {static_cast<std::int64_t>(was.how), was.partition.shape, was.partition.cluster});
     *of = {static_cast<How>(way[next]),
            {static_cast<int>(way[next + 1]), static_cast<int>(way[next + 2])}};
     next += 3;
