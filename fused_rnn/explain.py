@@ -176,7 +176,8 @@ def _row(name: str, entry: Record) -> Row:
     direction = ("forward", "reverse")[entry.direction]
     how = None
     if entry.backend == native.name:
-        how = way_named(entry.way).plan(entry.problem, entry.together)  # type: ignore[attr-defined]
+        backend_of: Any = way_named(entry.way) if " " in entry.way else native
+        how = backend_of.plan(entry.problem, entry.together)
     others = _others(entry, backend)
     return Row(name, entry.layer, direction, backend, others, how=how, why=_why(entry))
 

@@ -99,11 +99,17 @@ class Workload:
                 self._rows.append([self._draw(*size, scale=p.H**-0.5) for size in sizes])
         self._x = self._draw(*((p.N, p.I) if p.width == 0 else (p.T, p.N, p.I)))
         self._states = [self._draw(p.N, p.H) for _ in range(2)]
+        self._lengths = torch.linspace(p.T, max(1, p.T // 2), p.N, device="cpu").round().long()
         self._given: list[Tensor] = []
 
     def _draw(self, *size: int, scale: float = 1.0) -> Tensor:
         values = torch.rand(size, generator=self._random, dtype=torch.float32, device="cpu")
         return ((2 * values - 1) * scale).to(self.problem.device, self.problem.dtype)
+
+    def _packed(self) -> Tensor:
+        """Return the input as the call takes it."""
+        packed = self.problem.ragged and not self.problem.cut
+        return pack_padded_sequence(self._x, self._lengths).data if packed else self._x
 
     def caller(self, dtype: torch.dtype | None = None) -> Callable[[], Run]:
         """Return what makes the call, by the way that was asked for."""
@@ -112,7 +118,7 @@ class Workload:
         def leaf(t: Tensor) -> Tensor:
             return t.detach().to(dtype or t.dtype).requires_grad_(training)
 
-        x, rows = leaf(self._x), [[leaf(w) for w in row] for row in self._rows]
+        x, rows = leaf(self._packed()), [[leaf(w) for w in row] for row in self._rows]
         leaves = [x, *(w for row in rows for w in row)]
         forward = self._step(x, rows[0]) if self.problem.width == 0 else self._layers(x, rows)
 
@@ -134,17 +140,16 @@ class Workload:
             return partial(functional.lstm_cell, x, (h, c), *row)
         if p.cell == "gru":
             return partial(functional.gru_cell, x, h, *row)
-        return partial(functional.rnn_cell, x, h, *row, nonlinearity=_nonlinearity(p))
+        w_ih, w_hh, b_ih, b_hh = row
+        return partial(functional.rnn_cell, x, h, w_ih, w_hh, b_ih, b_hh, _nonlinearity(p))
 
     def _layers(self, x: Tensor, rows: list[list[Tensor]]) -> Callable[[], Any]:
         p = self.problem
         options: dict[str, Any] = {"bidirectional": p.directions == 2}
-        lengths = torch.linspace(p.T, max(1, p.T // 2), p.N, device="cpu").round().long()
         if p.cut:
-            options["lengths"] = lengths
+            options["lengths"] = self._lengths
         elif p.ragged:
-            packed = pack_padded_sequence(x.detach(), lengths)
-            x, options["batch_sizes"] = packed.data.requires_grad_(p.training), packed.batch_sizes
+            options["batch_sizes"] = pack_padded_sequence(self._x, self._lengths).batch_sizes
         options |= {"recompute": p.recompute, "return_states": p.states}
         if p.cell in ("lstm", "gru"):
             return partial(getattr(functional, p.cell), x, None, rows, **options)

@@ -266,7 +266,8 @@ def _nothing(model: nn.Module, refusals: list[dict[str, str]]) -> str:
 
 def _measure(problem: Problem) -> Measured:
     reason = refusal(problem)
-    return Measured(problem, [] if reason else try_all(problem), reason)
+    with record():  # who looks on is told of the call itself, not of what is tried for it
+        return Measured(problem, [] if reason else try_all(problem), reason)
 
 
 def _first_call(problem: Problem) -> None:

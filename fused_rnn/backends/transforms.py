@@ -75,7 +75,7 @@ def may_break() -> bool:
         sys.modules.get("torch._dynamo.symbolic_convert"), "InstructionTranslator", None
     )
     try:
-        tracing = tracer.current_tx()  # type: ignore[union-attr]
+        tracing = tracer.current_tx()
         return not (tracing.one_graph or tracing.error_on_graph_break)
     except AttributeError:  # it is not tracing, or does not say: then a break might be an error
         return False
