@@ -73,7 +73,8 @@ def _fresh(monkeypatch):
     monkeypatch.setattr(trials, "_SECONDS", 0.0)
     backends._forget()
     yield
-    backends.at_first_call(None)
+    monkeypatch.undo()
+    backends.at_first_call(None)  # which forgets all choices
     backends._by_name.cache_clear()
 
 

@@ -23,8 +23,9 @@ def here(device: torch.device, simd_level: str) -> Here:
     """
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
-        settings = torch.backends.cuda.matmul, torch.backends.cudnn
-        tf32 = "/".join("on" if setting.allow_tf32 else "off" for setting in settings)
+        # Not allow_tf32, which raises where a program has set these.
+        settings = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
+        tf32 = "/".join("on" if s.fp32_precision == "tf32" else "off" for s in settings)
         return Here(f"{_gpu(index)}, TF32 in products/cuDNN {tf32}", _versions())
     if device.type == "cpu":
         threads = torch.get_num_threads()

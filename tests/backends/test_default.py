@@ -10,6 +10,7 @@ from fused_rnn.backends import (
     UNMEASURED,
     Problem,
     native,
+    record,
     reference,
     select,
     select_kernels,
@@ -68,6 +69,13 @@ def test_whatever_the_call(kind):
 
 def test_a_single_step_too():
     assert select_step(PLAIN[:11]).backend is None
+
+
+def test_a_sequence_of_one_step_is_a_layers_business():
+    layer = fused_rnn.LSTM(3, 5, 2, device="meta")  # no CPU either
+    with record() as records:
+        layer(torch.empty(1, 4, 3, device="meta"))
+    assert [(r.backend, r.problem.width) for r in records] == [("torch", 3)] * 2
 
 
 def test_a_kernel_that_refuses_says_why():
