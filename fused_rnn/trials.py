@@ -31,6 +31,7 @@ __all__ = [
     "Run",
     "Trial",
     "Workload",
+    "allowed",
     "check",
     "clock",
     "refusal",
@@ -46,10 +47,8 @@ LIMITS = {
     torch.float16: (5e-3, 2e-2),
     torch.bfloat16: (4e-2, 1.5e-1),
 }
-# More where torch.nn itself is off by more: cuDNN's TF32 is a setting of its own.
-_OF_TORCHS = 2.0
 _SECONDS = 1.0  # of samples for each problem, all ways together
-_LEAST, _MOST = 3, 50  # samples of each way
+_LEAST, _MOST = 4, 50  # samples of each way
 
 
 class Run(NamedTuple):
@@ -187,12 +186,8 @@ def try_all(problem: Problem) -> list[Trial]:
     work = Workload(problem)
     truth = truth_of(work)
     trials: dict[str, Trial] = {}
-    allowed = Errors(*LIMITS[problem.dtype])
     if torch_can_run(problem):
-        trials[TORCH], errors = check(work, TORCH, truth, None)
-        if errors is not None:
-            pairs = zip(allowed, errors, strict=True)
-            allowed = Errors(*(max(limit, _OF_TORCHS * e) for limit, e in pairs))
+        trials[TORCH], _ = check(work, TORCH, truth)
     kernels = [b for b in BACKENDS.values() if b is not reference and b.available() is None]
     for backend in kernels:
         reason = backend.supports(problem)
@@ -200,7 +195,7 @@ def try_all(problem: Problem) -> list[Trial]:
             trials[backend.name] = Trial(backend.name, failure=f"refused: {reason}")
             continue
         for way in _ways(backend, problem, {}) or [backend.name]:
-            trials[way] = check(work, way, truth, allowed)[0]
+            trials[way], _ = check(work, way, truth)
     _time(work, trials.values())
     for backend in kernels:
         while True:
@@ -209,7 +204,7 @@ def try_all(problem: Problem) -> list[Trial]:
             if not seconds or not further:
                 break
             for way in further:
-                trials[way] = check(work, way, truth, allowed)[0]
+                trials[way], _ = check(work, way, truth)
             best = min(_right(trials.values()), key=_seconds)
             _time(work, [best, *(trials[way] for way in further)])
     return list(trials.values())
@@ -239,10 +234,18 @@ def _ways(backend: Backend, problem: Problem, seconds: dict[str, Any]) -> list[s
     return [prefix + way for way in ask(problem, own)] if own or not seconds else []
 
 
-def check(
-    work: Workload, way: str, truth: Run, allowed: Errors | None
-) -> tuple[Trial, Errors | None]:
-    """Run a problem by a way, and hold it against the truth; ``allowed`` None: whatever it is."""
+def allowed(problem: Problem, way: str) -> Errors:
+    """Return how far a way may be off; TF32 rounds the operands of products as float16 would."""
+    dtype = problem.dtype
+    if dtype is torch.float32 and problem.device.type == "cuda":
+        cuda = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        cudnn = way == TORCH and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+        dtype = torch.float16 if cuda or cudnn else dtype
+    return Errors(*LIMITS[dtype])
+
+
+def check(work: Workload, way: str, truth: Run) -> tuple[Trial, Errors | None]:
+    """Run a problem by a way, and hold it against the truth; also return by how much it is off."""
     trial = Trial(way)
     try:
         with use_way(way):
@@ -254,7 +257,8 @@ def check(
         _check_alive(work.problem.device, way)
         return trial, None
     trial.error = max(errors)
-    if allowed is not None and not all(e <= a for e, a in zip(errors, allowed, strict=True)):
+    limits = allowed(work.problem, way)
+    if not all(error <= limit for error, limit in zip(errors, limits, strict=True)):
         trial.failure = f"WRONG: results off by {errors[0]:.0e}, gradients by {errors[1]:.0e}"
     return trial, errors
 

@@ -131,7 +131,7 @@ class Tune:
     :mod:`torch.nn`, and the backends, on a GPU by each of the plans that fit. What is wrong,
     refuses or fails is reported and never chosen; the fastest of the others runs calls like it from
     here on, in this process, and in others that :meth:`load` what :meth:`save` wrote. A choice by
-    name, :func:`use_backend` or ``FUSED_RNN_BACKEND``, still comes first.
+    name, :func:`fused_rnn.use_backend` or ``FUSED_RNN_BACKEND``, still comes first.
 
     A measurement holds for this device and these versions, for T from a quarter to four times, and
     for N from half to twice what was measured; tune again with other inputs for more. Graphs of

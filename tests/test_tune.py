@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,6 +200,41 @@ def test_a_wrong_gradient_does_not_count_in_inference(table, clock):
     table(Kernel("half", "dx"))
     clock |= {"torch": 0.9, "half": 0.1}
     assert fused_rnn.tune(layer(), x(), training=False)[0].chosen == "half"
+
+
+def test_torch_is_judged_too_and_where_nothing_is_right_the_default_stays(
+    table, clock, monkeypatch, capsys
+):
+    table(Kernel("kernel"), Kernel("quick"))
+    monkeypatch.setitem(trials.LIMITS, torch.float32, (0.0, 0.0))
+    clock |= {"torch": 0.1, "quick": 0.5}
+    (measured,) = fused_rnn.tune(layer(), x())
+    assert {t.way for t in measured.trials if t.failure.startswith("WRONG")} >= {"torch", "quick"}
+    assert measured.chosen is None
+    assert "no way is right: the default stays" in capsys.readouterr().out
+    assert len(tuned.measurements()) == 0
+    assert ran(layer(), x()) == ("kernel", None)
+
+
+@pytest.mark.parametrize(
+    ("products", "cudnn", "way", "dtype"),
+    [
+        ("tf32", "ieee", "native stepwise", torch.float16),
+        ("ieee", "tf32", "native stepwise", torch.float32),
+        ("ieee", "tf32", "torch", torch.float16),
+        ("ieee", "ieee", "torch", torch.float32),
+    ],
+)
+def test_tf32_may_be_off_by_more(products, cudnn, way, dtype, monkeypatch):
+    settings = SimpleNamespace(fp32_precision=products), SimpleNamespace(fp32_precision=cudnn)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", settings[0])
+    monkeypatch.setattr(torch.backends.cudnn, "rnn", settings[1])
+    sizes = T, N, I, H, 0
+    for kind in ("cuda", "cpu"):
+        device = torch.device(kind)
+        problem = Problem("lstm", device, torch.float32, *sizes, False, True, None)
+        expected = trials.LIMITS[dtype if kind == "cuda" else torch.float32]
+        assert trials.allowed(problem, way) == expected
 
 
 def test_ways_of_a_backend(table, clock):

@@ -122,7 +122,7 @@ def _one_worker(
 
 def work(options: argparse.Namespace, say: Callable[[dict[str, Any]], None]) -> None:
     """Run the kernels of the list, from one on."""
-    from .parts import limits_of, plan_of, problem_of
+    from .parts import plan_of, problem_of
 
     todo = json.loads((Path(options.folder) / "kernels.json").read_text())
     for one in todo[options.first :]:
@@ -133,5 +133,5 @@ def work(options: argparse.Namespace, say: Callable[[dict[str, Any]], None]) -> 
         with matmul_precision(dtype):
             print(f"begins: {one['kernel']}: {plan_of(problem, _WAY)}", flush=True)
             workload = Workload(problem)
-            trial, errors = check(workload, _WAY, truth_of(workload), limits_of(dtype))
+            trial, errors = check(workload, _WAY, truth_of(workload))
         say({"kernel": one["kernel"], "error": errors, "failure": trial.failure})

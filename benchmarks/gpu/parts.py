@@ -19,7 +19,7 @@ import torch
 from fused_rnn import command, trials
 from fused_rnn.backends import Problem, native, select, use_way
 from fused_rnn.backends.native import persistent
-from fused_rnn.trials import LIMITS, Errors, Workload, check, clock, truth_of
+from fused_rnn.trials import Workload, check, clock, truth_of
 
 from .. import floor
 from ..cases import DTYPES, Case
@@ -47,11 +47,6 @@ def problem_of(
         _CELLS.get(cell, cell), torch.device(device), DTYPES[dtype], T, N, H, H, 0, False, training,
         None, layers=1, directions=directions, width=H,
     )  # fmt: skip
-
-
-def limits_of(dtype: str) -> Errors:
-    """Return how far a kernel may be off; TF32 rounds operands as float16 does."""
-    return Errors(*LIMITS[torch.float16 if dtype == "tf32" else DTYPES[dtype]])
 
 
 def plan_of(problem: Problem, way: str) -> str | None:
@@ -97,8 +92,7 @@ def _case(o: argparse.Namespace, training: bool) -> None:
     print(f"begins: {found}", flush=True)
     work = Workload(problem)
     truth = truth_of(work)
-    allowed = None if o.way == "torch" else limits_of(o.dtype)
-    trial, errors = check(work, o.way, truth, allowed)
+    trial, errors = check(work, o.way, truth)
     found |= {"error": errors, "failure": trial.failure}
     if errors is not None:
         with use_way(o.way):

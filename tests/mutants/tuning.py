@@ -62,7 +62,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-tune-wrong-is-chosen",
         "fused_rnn/trials.py",
-        "if allowed is not None and not all(e <= a for e, a in zip(errors, allowed, strict=True)):",
+        "if not all(error <= limit for error, limit in zip(errors, limits, strict=True)):",
         "if False:",
         _TUNE,
     ),
