@@ -24,7 +24,7 @@ from fused_rnn.backends import (
     record,
     tuned,
 )
-from fused_rnn.backends.measured import Entry, Table, kind_of, ranges
+from fused_rnn.backends.measured import Entry, Here, Table, kind_of, ranges
 from fused_rnn.convert import is_recurrent
 from fused_rnn.trials import Trial, refusal, try_all
 
@@ -211,7 +211,7 @@ class Tune:
         if count == 0:
             warnings.warn(
                 f"{os.fspath(path)}: none of its {len(table)} measurements is of a device that is "
-                f"here, with these versions: {_described(torch.device('cpu'))}",
+                f"here, with these versions: {_described()}",
                 stacklevel=2,
             )
         return count
@@ -219,14 +219,19 @@ class Tune:
 
 def serving(table: Table) -> int:
     """Return how many entries are for a device that is here, and these versions."""
-    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    here = {tuned.here(device) for device in (torch.device("cpu"), *gpus)}
+    here = _here()
     return sum(entry.here in here for entry in table)
 
 
-def _described(device: torch.device) -> str:
-    here = tuned.here(device)
-    return ", ".join([here.device, *(" ".join(version) for version in here.versions)])
+def _here() -> list[Here]:
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return [tuned.here(device) for device in (torch.device("cpu"), *gpus)]
+
+
+def _described() -> str:
+    here = _here()
+    devices = "; ".join(dict.fromkeys(h.device for h in here))
+    return f"{devices}; {', '.join(' '.join(version) for version in here[0].versions)}"
 
 
 def _problems(

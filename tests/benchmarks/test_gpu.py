@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cases import choose
+from benchmarks.cases_cpu import cpu_cases
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import each_kernel, parts, summary
 from benchmarks.gpu.runner import RESULT, Runner
@@ -141,6 +143,13 @@ def test_every_file_of_tests_is_there(tmp_path):
     for found in tests.jobs:
         for path in found.command[found.command.index("--core") + 1 :]:
             assert (command.Path(__file__).parents[2] / path).exists(), path
+
+
+def test_the_stand_ins_benchmark_has_a_case(tmp_path):
+    (bench,) = [s for s in stages(Setting(tmp_path, "cpu", STAND_IN, True)) if s.name == "bench"]
+    (found,) = bench.jobs
+    pattern = found.command[found.command.index("--filter") + 1]
+    assert len(choose(cpu_cases(), pattern, True, False)) == 1
 
 
 def test_the_suite_has_the_anchor_and_all_kinds():
