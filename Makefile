@@ -65,7 +65,7 @@ CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.in
 PYTEST = $(PYTHON) -m pytest $$($(PYTHON) -c "import xdist" 2> /dev/null && \
            printf '%s ' -n $(JOBS) --dist worksteal)
 
-.PHONY: demo test test-all test-libraries bench docs lint format sanitize mutants coverage check-cuda \
+.PHONY: demo test test-all test-libraries bench gpu docs lint format sanitize mutants coverage check-cuda \
         check-clang check-triton check-wheel cuda build wheel clean check-system force
 
 demo: build
@@ -101,6 +101,11 @@ coverage: $(READY)
 
 bench: build
 	$(PYTHON) -m benchmarks $(ARGS)
+
+# Everything a GPU has to say, the most telling first, resumable: docs/gpu.md. It takes the modules that
+# are there, and installs nothing: a GPU machine has a torch of its own, and may have no network.
+gpu:
+	python3 -m benchmarks.gpu $(ARGS)
 
 # The documentation site, in build/docs. A warning is an error, and so is a link that leads nowhere.
 docs: $(READY) $(DOCS_READY)

@@ -110,6 +110,9 @@ class FusedRNN:
         with torch.set_grad_enabled(work.case.grad), work.autocast():
             rows = list(fused_rnn.explain(module, *work.arguments))
         notes = {"backend": ", ".join(sorted({str(row.backend) for row in rows}))}
+        plans = dict.fromkeys(str(row.how) for row in rows if row.how is not None)
+        if plans:
+            notes["plan"] = "; ".join(plans)
         level = level_of(rows) if work.padded.device.type == "cpu" else None
         return notes if level is None else {**notes, "level": level}
 

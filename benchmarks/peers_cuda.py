@@ -22,17 +22,19 @@ from .peers import CompiledLoop, FusedRNN, Peer, Prepared, Settings, TorchNN, Un
 from .workload import Work, build
 
 LOOP = "torch.nn without cuDNN"
+STEPWISE = "fused_rnn stepwise"
+PERSISTENT = "fused_rnn persistent"
 TRITON = "fused_rnn Triton"
 TORCHRL = "TorchRL Triton"
 ALTERNATING = "FlashRNN alternating"
 _COMPILE_SECONDS = 300.0  # of a foreign library's compiling or tuning, per case
 
 
-class OtherBackend(FusedRNN):
-    """This library again, with a backend that the automatic choice may not take."""
+class ByWay(FusedRNN):
+    """This library again, by a way that is asked for, which the automatic choice may not take."""
 
-    def __init__(self, name: str, backend: str) -> None:
-        self.name, self._backend = name, backend
+    def __init__(self, name: str, way: str) -> None:
+        self.name, self._way = name, way
 
     def refuses(self, case: Case, settings: Settings) -> str | None:
         return super().refuses(case, settings) or self._unavailable()
@@ -40,21 +42,24 @@ class OtherBackend(FusedRNN):
     def _unavailable(self) -> str | None:
         import fused_rnn
 
-        return fused_rnn.available_backends()[self._backend]
+        return fused_rnn.available_backends()[self._way.partition(" ")[0]]
 
     def prepare(self, work: Work, settings: Settings) -> Prepared:
-        from fused_rnn import use_backend
+        from fused_rnn.backends import use_way
 
         empty_triton_cache()
         start = time.perf_counter()
-        with use_backend(self._backend):
+        with use_way(self._way):
             try:
                 ready = super().prepare(work, settings)
             except RuntimeError as refusal:
                 raise UnavailableError(str(refusal)) from refusal
+        plan = ready.notes.get("plan", "")
+        if self.name == PERSISTENT and "persistent" not in plan:
+            raise UnavailableError(plan or "no plan was told")
 
         def call() -> Any:
-            with use_backend(self._backend):
+            with use_way(self._way):
                 return ready.call()
 
         call()
@@ -225,7 +230,9 @@ class TorchRL(_Foreign):
 CUDA_PEERS: list[Peer] = [
     TorchNN(),
     FusedRNN(),
-    OtherBackend(TRITON, "triton"),
+    ByWay(STEPWISE, "native stepwise"),
+    ByWay(PERSISTENT, "native persistent"),
+    ByWay(TRITON, "triton"),
     WithoutCudnn(),
     InHalf(),
     FlashRNN("FlashRNN fused", "cuda_fused"),

@@ -9,7 +9,7 @@ from .cases import KINDS
 from .harness import CaseResult
 from .kernels import KernelResult
 from .peers import BASELINE, OURS
-from .peers_cuda import ALTERNATING, CUDA_PEERS, LOOP, TORCHRL, TRITON
+from .peers_cuda import ALTERNATING, CUDA_PEERS, LOOP, PERSISTENT, STEPWISE, TORCHRL, TRITON
 from .report import Run
 from .text import RED, Paint, bar_table, duration, ratio, skips
 
@@ -53,6 +53,8 @@ def judge_cuda(results: Sequence[CaseResult], kernels: Sequence[KernelResult]) -
         verdict_of(
             f"{TRITON} over {TORCHRL}", timed, lambda r: r.speedup(TORCHRL, TRITON), worst_bar=1.0
         ),
+        verdict_of(f"{STEPWISE} over {LOOP}", timed, lambda r: r.speedup(LOOP, STEPWISE)),
+        verdict_of(f"{PERSISTENT} over torch.nn", timed, lambda r: r.speedup(BASELINE, PERSISTENT)),
         *(speed(f"{kind} over torch.nn", BASELINE, kinds=kind) for kind in KINDS),
     ]
 

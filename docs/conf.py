@@ -42,8 +42,9 @@ napoleon_use_rtype = False
 # Names of other projects, which are not looked up: a build needs no network. A parameter is
 # no attribute.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|nn|collections|typing|contextlib|types)(\..*)?"),
+    ("py:.*", r"(torch|nn|collections|typing|contextlib|types|os)(\..*)?"),
     ("py:.*", r"(Any|Callable|Sequence|Iterator|Tensor|Module|PackedSequence|Protocol|NamedTuple)"),
+    ("py:.*", "PathLike"),
     ("py:.*", r"(fused_rnn\.convert\.)?(Row|Report|Model|TracebackType|Self|optional)"),
     ("py:attr", r"(model|module)"),
     ("py:class", r"fused_rnn\.layers\.(step\.State|beyond\.PackedStates)"),  # type variables

@@ -8,6 +8,8 @@ from fused_rnn.backends import available_backends, use_backend
 from fused_rnn.convert import Swap, convert, revert
 from fused_rnn.explain import Explanation, Row, explain
 from fused_rnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, safe_globals
+from fused_rnn.trials import Trial
+from fused_rnn.tune import Measured, Tuning, tune
 
 __all__ = [
     "GRU",
@@ -16,9 +18,12 @@ __all__ = [
     "Explanation",
     "GRUCell",
     "LSTMCell",
+    "Measured",
     "RNNCell",
     "Row",
     "Swap",
+    "Trial",
+    "Tuning",
     "__version__",
     "available_backends",
     "convert",
@@ -26,6 +31,7 @@ __all__ = [
     "functional",
     "revert",
     "safe_globals",
+    "tune",
     "use_backend",
 ]
 

@@ -17,8 +17,10 @@ from torch import Tensor
 import fused_rnn
 from fused_rnn import command
 from fused_rnn.backends import BACKENDS, TORCH, Backend, Inputs, Problem, native, reference
+from fused_rnn.backends.measured import Table
 from fused_rnn.cells import CELLS
 from fused_rnn.scans import autograd
+from fused_rnn.tune import serving
 
 # Small, with no size a multiple of a vector's or a block's.
 T, N, I, H, P = 9, 5, 6, 19, 7  # noqa: E741
@@ -122,7 +124,13 @@ def _installation() -> dict[str, dict[str, str | None]]:
         },
         "settings": {
             name: os.environ.get(name)
-            for name in ("FUSED_RNN_BACKEND", "FUSED_RNN_SIMD", "FUSED_RNN_PERSISTENT")
+            for name in (
+                "FUSED_RNN_BACKEND",
+                "FUSED_RNN_TUNED",
+                "FUSED_RNN_TUNE",
+                "FUSED_RNN_SIMD",
+                "FUSED_RNN_PERSISTENT",
+            )
         },
         "backends": fused_rnn.available_backends(),
     }
@@ -187,6 +195,7 @@ def _problems(checks: list[Check]) -> Iterator[str]:
     chosen = os.environ.get("FUSED_RNN_BACKEND")
     if chosen and chosen not in {*BACKENDS, TORCH}:
         yield f"FUSED_RNN_BACKEND is {chosen!r}, which is not a backend"
+    yield from _tuned_problems()
     no_level = _simd_error()
     if no_level is not None:
         yield no_level
@@ -197,6 +206,21 @@ def _problems(checks: list[Check]) -> Iterator[str]:
         if not check.well:
             where = f"{check.backend} on {check.device}, {check.cell} in {check.dtype}"
             yield f"{where}: {check.failure or 'does not agree with the reference'}"
+
+
+def _tuned_problems() -> Iterator[str]:
+    path = os.environ.get("FUSED_RNN_TUNED")
+    if path:
+        try:
+            table = Table.read(path)
+        except (OSError, ValueError) as error:
+            yield f"FUSED_RNN_TUNED: {error}"
+        else:
+            if _simd_error() is None and not serving(table):
+                yield (
+                    f"FUSED_RNN_TUNED: nothing in {path} is of a device that is here, with these "
+                    "versions"
+                )
 
 
 def _reasons(missing: dict[str, str | None]) -> str:

@@ -12,10 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from fused_rnn.backends import BACKENDS, TORCH, Record, native, record
+from fused_rnn.backends import (
+    BACKENDS,
+    TORCH,
+    Record,
+    asked_for,
+    native,
+    record,
+    tuned,
+    way_named,
+)
 from fused_rnn.convert import is_recurrent, reason_to_leave
 
-_HEADINGS = ("module", "layer", "direction", "backend", "calls", "how", "why not the others")
+_HEADINGS = ("module", "layer", "direction", "backend", "calls", "how", "why", "why not the others")
+_OPTIONAL = ("how", "why")  # columns that are left out where all of them are empty
 
 
 @dataclass
@@ -30,6 +40,8 @@ class Row:
         refusals: for each other backend, why it did not run
         calls: how many times the module was called with this result
         how: where a GPU's kernels ran, how the steps lie on it; or ``None``
+        why: where :func:`fused_rnn.tune` measured it, what it found: ``"measured: 1.80x over
+            torch.nn"``; or ``None``
     """
 
     module: str
@@ -39,6 +51,7 @@ class Row:
     refusals: dict[str, str]
     calls: int = field(default=1, compare=False)
     how: str | None = None
+    why: str | None = None
 
 
 class Explanation:
@@ -67,9 +80,10 @@ class Explanation:
         if not self._rows:
             return "No recurrent layer ran."
         lines = [_HEADINGS, *chain.from_iterable(map(_lines, self._rows))]
-        if all(row.how is None for row in self._rows):
-            how = _HEADINGS.index("how")
-            lines = [line[:how] + line[how + 1 :] for line in lines]
+        for heading in _OPTIONAL:
+            if all(getattr(row, heading) is None for row in self._rows):
+                column = lines[0].index(heading)
+                lines = [line[:column] + line[column + 1 :] for line in lines]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
@@ -95,8 +109,9 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> Explanation:
     Returns:
         an iterable of rows, one for each layer and direction of each recurrent module that ran,
         with ``module``, ``layer``, ``direction``, ``backend`` (``"torch.nn"`` where no backend took
-        it), ``refusals`` (a dictionary from each other backend to its reason), ``calls`` and
-        ``how`` (on a GPU: all steps in one launch, or why step by step); its ``str()`` is a table
+        it), ``refusals`` (a dictionary from each other backend to its reason), ``calls``, ``how``
+        (on a GPU: all steps in one launch, or why step by step) and ``why`` (what was measured);
+        its ``str()`` is a table
 
     Raises:
         RuntimeError: if a backend chosen by name cannot run a layer
@@ -159,8 +174,26 @@ def _row(name: str, entry: Record) -> Row:
     if entry.problem is None:
         return Row(name, None, None, backend, entry.refusals)
     direction = ("forward", "reverse")[entry.direction]
-    how = native.plan(entry.problem, entry.together) if entry.backend == native.name else None
-    return Row(name, entry.layer, direction, backend, _others(entry, backend), how=how)
+    how = None
+    if entry.backend == native.name:
+        backend_of: Any = way_named(entry.way) if " " in entry.way else native
+        how = backend_of.plan(entry.problem, entry.together)
+    others = _others(entry, backend)
+    return Row(name, entry.layer, direction, backend, others, how=how, why=_why(entry))
+
+
+def _why(entry: Record) -> str | None:
+    """Return what was measured, where that decided."""
+    assert entry.problem is not None
+    measured = tuned.measurement(entry.problem) if asked_for() is None else None
+    if measured is None or measured.way != entry.way:
+        return None
+    others = {w: s for w, s in measured.seconds.items() if w.partition(" ")[0] != entry.backend}
+    if not others:
+        return "measured: the only way that is right"
+    over = TORCH if TORCH in others else min(others, key=others.__getitem__)
+    ratio = others[over] / measured.seconds[measured.way]
+    return f"measured: {ratio:.2f}x over {'torch.nn' if over == TORCH else over}"
 
 
 def _others(entry: Record, shown: str) -> dict[str, str]:
@@ -195,6 +228,7 @@ def _lines(row: Row) -> list[tuple[str, ...]]:
         row.backend,
         str(row.calls),
         row.how or "",
+        row.why or "",
     )
     blank = ("",) * len(texts)
     first, *others = reasons or [""]

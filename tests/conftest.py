@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
+from fused_rnn import backends
 from fused_rnn.backends import BACKENDS, native, reference
 from fused_rnn.backends.native import persistent
 from fused_rnn.cells import CELLS
@@ -156,6 +157,16 @@ def _float32_is_float32():
     yield
     for setting, allowed in zip(settings, before, strict=True):
         setting.allow_tf32 = allowed
+
+
+@pytest.fixture(autouse=NO_CUDA is None)
+def _kernels_run_unmeasured(monkeypatch):
+    """Have kernels run on a GPU by themselves: as shipped torch.nn would, and alone be tested.
+
+    ``backends/test_default.py`` has the rule as it is shipped.
+    """
+    monkeypatch.setattr(backends, "UNMEASURED", None)
+    backends._forget()
 
 
 @pytest.fixture

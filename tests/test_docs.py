@@ -11,6 +11,9 @@ import torch
 
 import fused_rnn
 from benchmarks import tables
+from fused_rnn import backends
+from fused_rnn.backends import tuned
+from fused_rnn.backends.measured import Table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,7 +28,8 @@ BLOCK = re.compile(
 )
 CODE = {name: blocks for name, text in PAGES.items() if (blocks := BLOCK.findall(text))}
 MODULES = [
-    "modules", "layers.beyond", "layers.step", "functional", "backends", "convert", "explain"
+    "modules", "layers.beyond", "layers.step", "functional", "backends", "convert", "explain",
+    "tune",
 ]  # fmt: skip
 NEEDED = {"docs/graphs.md": "onnxscript"}
 
@@ -35,6 +39,16 @@ def test_there_are_blocks():
     assert sum(map(len, CODE.values())) == sum(t.count("```python\n") for t in PAGES.values())
 
 
+@pytest.fixture
+def _nothing_measured(monkeypatch):
+    """What a page measures is not to choose for other tests."""
+    monkeypatch.setattr(tuned, "_measured", Table())
+    yield
+    monkeypatch.undo()
+    backends._forget()
+
+
+@pytest.mark.usefixtures("_nothing_measured")
 @pytest.mark.parametrize("page", CODE)
 def test_code_of_a_page(page, monkeypatch, tmp_path, capsys):
     """From top to bottom, as a reader types it."""

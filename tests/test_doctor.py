@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 import fused_rnn
 from fused_rnn import __main__ as doctor
-from fused_rnn.backends import BACKENDS, Inputs, native, reference
+from fused_rnn.backends import BACKENDS, Inputs, native, reference, tuned
+from fused_rnn.backends.measured import Entry, Table, kind_of
 from fused_rnn.cells import CELLS
 
 NOT_BUILT = native.available() or (torch.cuda.is_available() and native.cuda_missing()) or None
@@ -25,7 +27,7 @@ needs_native = pytest.mark.skipif(NOT_BUILT is not None, reason=f"native: {NOT_B
 
 @pytest.fixture(autouse=True)
 def default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FUSED_RNN_BACKEND", "FUSED_RNN_SIMD"):
+    for name in ("FUSED_RNN_BACKEND", "FUSED_RNN_SIMD", "FUSED_RNN_TUNED"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -210,6 +212,27 @@ def test_settings(examine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
     assert found["problems"] == ["FUSED_RNN_SIMD asks for 'avx512', but portable runs"]
     monkeypatch.setenv("FUSED_RNN_SIMD", "portable")
     assert examine(backend())[0] == 0
+
+
+def test_a_tuned_file(
+    examine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "tuned.json"
+    monkeypatch.setenv("FUSED_RNN_TUNED", str(path))
+    (problem,) = examine(backend())[1]["problems"]
+    assert problem.startswith("FUSED_RNN_TUNED: ")
+    assert "No such file" in problem
+    path.write_text("{}")
+    (problem,) = examine(backend())[1]["problems"]
+    assert problem.endswith("is JSON, but not what fused_rnn.tune.save writes")
+    Table().write(path)
+    (problem,) = examine(backend())[1]["problems"]
+    assert problem.endswith("is of a device that is here, with these versions")
+    kind = kind_of(doctor.EXAMPLE)
+    Table([Entry(tuned.here(torch.device("cpu")), kind, 1, 1, {"torch": 1.0})]).write(path)
+    status, found = examine(backend())
+    assert (status, found["problems"]) == (0, [])
+    assert found["settings"]["FUSED_RNN_TUNED"] == str(path)
 
 
 @needs_native

@@ -229,7 +229,8 @@ def test_how_the_steps_lie_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     found = fused_rnn.explain(layer, x)
     assert found[0].how == "persistent, T = 5"
     headings, line = str(found).splitlines()[:2]
-    assert headings.split()[5:7] == ["how", "why"]
+    assert headings.split()[5:7] == ["how", "why"]  # not the others
+    assert found[0].why is None
     assert line.index("persistent, T = 5") == headings.index("how")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = [
     "ANEW",
+    "ANY_SIZE",
     "BEGINS",
     "DEAD",
     "GOES_ON",
@@ -18,6 +19,9 @@ __all__ = [
     "Problem",
     "Selection",
 ]
+
+# T and N of a problem in a graph, which serves all of them.
+ANY_SIZE = 0
 
 # The marks of a padded batch's steps, which tell where a step takes its state from: none, as it is
 # past its sequence's end; the step before it in the order of the scan; the initial state that was
@@ -69,6 +73,12 @@ class Problem(NamedTuple):
     transform: str | None  # what is being done to torch itself, see transforms.active
     states: bool = False  # the states of every step are asked for
     marked: bool = False  # padded, with marks: lengths and resets that nobody has read
+    cut: bool = False  # packed here, by lengths and resets that were read
+    recompute: bool = False  # backward makes anew what it needs
+    # Of the stack that the layer is in; of a single step, which is in none, the width is 0.
+    layers: int = 1
+    directions: int = 1
+    width: int = 0  # of the first layer's input
 
 
 class Backend(Protocol):
@@ -89,6 +99,20 @@ class Backend(Protocol):
 
     def supports(self, problem: Problem) -> str | None:
         """Return None, or the reason why this problem cannot."""
+
+    def ways(self, problem: Problem, seconds: dict[str, float]) -> list[str]:
+        """Return ways to run a problem that only a measurement can choose between, by name.
+
+        ``seconds`` is what those took that were returned before; a call returns others, until there
+        are none. Optional, and where it is there, so is the one below.
+        """
+
+    def way(self, name: str) -> Backend:
+        """Return the backend that goes one of these ways, whose ``way_name`` it is.
+
+        Raises:
+            ValueError: if there is none of this name.
+        """
 
     def forward(
         self,

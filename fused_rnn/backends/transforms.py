@@ -26,6 +26,7 @@ __all__ = [
     "constant_in_graphs",
     "exporting",
     "jit_traces",
+    "may_break",
     "onnx_exports",
     "untraced",
 ]
@@ -63,6 +64,21 @@ def exporting() -> bool:
     Not torch's own function: TorchDynamo of torch 2.11 takes that for true wherever it traces.
     """
     return torch.compiler.is_exporting()
+
+
+def may_break() -> bool:
+    """Return whether TorchDynamo, which traces, may leave the graph: without ``fullgraph=True``.
+
+    For functions that are :func:`constant_in_graphs`, which it calls while it traces.
+    """
+    tracer = getattr(
+        sys.modules.get("torch._dynamo.symbolic_convert"), "InstructionTranslator", None
+    )
+    try:
+        tracing = tracer.current_tx()
+        return not (tracing.one_graph or tracing.error_on_graph_break)
+    except AttributeError:  # it is not tracing, or does not say: then a break might be an error
+        return False
 
 
 @constant_in_graphs

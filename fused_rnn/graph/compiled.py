@@ -12,7 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import TORCH, Problem, asked_for, native, reference, select, transforms
+from fused_rnn.backends import (
+    ANY_SIZE,
+    TORCH,
+    Problem,
+    asked_for,
+    native,
+    reference,
+    select,
+    select_kernels,
+    transforms,
+    way_of,
+)
 from fused_rnn.graph import earlier  # noqa: F401 (registers ops)
 from fused_rnn.graph.collectors import Nodes
 from fused_rnn.graph.flops import tell_counter
@@ -46,9 +57,9 @@ def run_stack_in_graph(
             return onnx_stack(stack, x, h0, c0, rows, *others[1:])
         backends = [reference] * stack.layers  # ONNX has no projections, but has matrix products
         return run_stack(stack, x, h0, c0, rows, *others, backends=backends)  # type: ignore[misc]
-    names = choose_in_graph(stack, x, h0, c0, rows)
+    names = choose_in_graph(stack, x, h0, c0, rows, recompute=recompute)
     if None in names:
-        return "no kernel takes it"
+        return "torch.nn runs it, which is no node of a graph"
     nodes = Nodes(keep=not recompute)
     return run_stack(stack, x, h0, c0, rows, *others, backends=names, scan=nodes)  # type: ignore[misc]
 
@@ -61,15 +72,17 @@ def choose_in_graph(
     rows: Sequence[Row],
     ragged: bool = False,
     every_state: bool = False,
+    cut: bool = False,
+    recompute: bool = False,
 ) -> list[str | None]:
-    """Return for each layer the name of its nodes' backend, None where torch.nn has to run it."""
+    """Return for each layer the way of its nodes, None where torch.nn is to run it."""
     needs = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for row in ((x, h0, c0), *rows) for t in row
     )
-    h, p = stack.hidden_size, stack.proj_size
-    widths = [stack.input_size] + [(p or h) * stack.directions] * (stack.layers - 1)
-    how = h, p, x.device, x.dtype, ragged, needs, every_state
-    return [_choose(stack.cell, i, *how) for i in widths]
+    h, p, layers, directions = stack.hidden_size, stack.proj_size, stack.layers, stack.directions
+    widths = [stack.input_size] + [(p or h) * directions] * (layers - 1)
+    how = ragged, needs, every_state, cut, recompute, layers, directions, stack.input_size
+    return [_choose(stack.cell, i, h, p, x.device, x.dtype, *how) for i in widths]
 
 
 @transforms.constant_in_graphs
@@ -89,6 +102,11 @@ def _choose(
     ragged: bool,
     training: bool,
     every_state: bool,
+    cut: bool,
+    recompute: bool,
+    layers: int,
+    directions: int,
+    width: int,
 ) -> str | None:
     # A graph is for many lengths and batches, so that neither can have a say.
     transform = transforms.active()
@@ -97,7 +115,13 @@ def _choose(
         if name != native.name or training or ragged:
             return None if name == TORCH else WHEN_RUN
         transform = None  # the tracer's own mode
-    backend = select(
-        Problem(cell, device, dtype, 1, 1, i, h, p, ragged, training, transform, every_state)
-    )[0]
-    return None if backend is None else backend.name
+    problem = Problem(
+        cell, device, dtype, ANY_SIZE, ANY_SIZE, i, h, p, ragged, training, transform, every_state,
+        False, cut, recompute, layers, directions, width,
+    )  # fmt: skip
+    backend = select(problem).backend
+    if backend is None and not transforms.may_break():
+        # Where the default leaves a graph for cuDNN, one that may not be left is what torch.nn
+        # cannot do.
+        backend = select_kernels(problem)
+    return None if backend is None else way_of(backend)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from fused_rnn.backends import BACKENDS, Inputs, Marked, native, reference, transforms
+from fused_rnn.backends import Inputs, Marked, native, reference, transforms, way_named
 from fused_rnn.cells import CELLS
 from fused_rnn.graph.running import (
     WHEN_RUN,
@@ -72,7 +72,7 @@ def scan(
     """Run one layer in one direction as one node; see :func:`fused_rnn.scans.autograd.scan`.
 
     Args:
-        backend: a key of BACKENDS, or ``WHEN_RUN``
+        backend: what ``way_named`` takes, or ``WHEN_RUN``
         marked: of padded sequences; None where all have all steps
         keep: whether to save for a backward if there may be one
         every_c: whether every step's c is wanted, of a cell that has one
@@ -114,7 +114,7 @@ torch.library.impl("fused_rnn::layer_backward", "CompositeExplicitAutograd", bac
 def _fake_forward(name: str, cell: str, *operands: Any) -> Results:
     x, h0, c0, *_ = inputs = Inputs(*operands[:8])
     every_c, training = operands[12:]
-    saved = BACKENDS[name].saved(cell, inputs) if training else ()
+    saved = way_named(name).saved(cell, inputs) if training else ()
     c_n = x.new_empty(0) if c0 is None else torch.empty_like(c0)
     c = x.new_empty(*x.shape[:-1], c0.shape[-1]) if every_c else x.new_empty(0)
     y = x.new_empty(*x.shape[:-1], h0.shape[-1])

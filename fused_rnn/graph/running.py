@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import BACKENDS, Backend, Inputs, Marked, Problem, reference, select
+from fused_rnn.backends import (
+    Backend,
+    Inputs,
+    Marked,
+    Problem,
+    reference,
+    select_kernels,
+    way_named,
+)
 from fused_rnn.cells import CELLS
 from fused_rnn.scans import marks
 
@@ -66,13 +74,13 @@ class Scan(NamedTuple):
 
     def backend(self, name: str, cell: str, training: bool) -> Backend:
         if name != WHEN_RUN:
-            return BACKENDS[name]
+            return way_named(name)
         x, (n, r), w_hr = self.inputs.x, self.inputs.h0.shape, self.inputs.w_hr
         h, p = self.inputs.w_hh.shape[0] // CELLS[cell].gates, 0 if w_hr is None else r
         sizes = x.shape[0], n, x.shape[-1], h, p
         ragged = self.marked is not None
         problem = Problem(cell, x.device, x.dtype, *sizes, ragged, training, None, self.every_c)
-        return select(problem).backend or BACKENDS[reference.name]
+        return select_kernels(problem) or way_named(reference.name)
 
 
 def _without_autocast(x: Tensor) -> Any:

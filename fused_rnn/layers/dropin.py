@@ -19,7 +19,7 @@ from torch.fx import Proxy
 from torch.fx.proxy import TraceError
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_rnn.backends import torch_ran, transforms
+from fused_rnn.backends import asked_for, torch_ran, transforms
 from fused_rnn.graph.compiled import run_stack_in_graph
 from fused_rnn.layers.beyond import Beyond, PackedStates, State
 from fused_rnn.layers.proxy import Proxied
@@ -176,7 +176,9 @@ class Layers(Beyond[State, PackedStates], DropIn, Proxied, nn.RNNBase):
             return self._forward_dense(input, hx, run_stack_in_graph)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
-        result = self._forward_one_step(input, hx)
+        # On a GPU a sequence of one step is cuDNN's too, unless something else was asked for.
+        by_cells = getattr(input, "is_cpu", True) or asked_for() is not None
+        result = self._forward_one_step(input, hx) if by_cells else None
         return self._forward_dense(input, hx) if result is None else result
 
     if TYPE_CHECKING:  # torch.nn.Module's takes anything, and returns anything

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import transforms
+from fused_rnn.backends import transforms, way_of
 from fused_rnn.cells import CELLS
 from fused_rnn.graph.collectors import Collector, Nodes
 from fused_rnn.graph.compiled import choose_in_graph, run_stack_in_graph, torch_is_asked_for
@@ -212,7 +212,9 @@ class Options:
                 "torch.nn was asked for, which has neither lengths and resets in a graph nor every "
                 "step's states"
             )
-        names = choose_in_graph(*operands[:5], self._cuts, self._every_state)
+        names = choose_in_graph(
+            *operands[:5], self._cuts, self._every_state, self._cuts, self._recompute
+        )
         return self._marked([WHEN_RUN if name is None else name for name in names], *operands)
 
     def _marking(self, *operands: Any) -> list[str] | None:
@@ -220,16 +222,16 @@ class Options:
         given = [t for t in (self._lengths, self._resets) if isinstance(t, Tensor)]
         if any(map(vmapped, given)):
             # They decide how many rows there are, which vmap needs to be the same for all.
-            backends, _ = choose(*operands, every_state=self._every_state)  # type: ignore[misc]
+            backends, _ = choose(*operands, every_state=self._every_state, cut=True)  # type: ignore[misc]
             if backends is None:
                 raise RuntimeError(
                     "torch.nn was asked for, which takes no lengths and resets that vmap batches"
                 )
-            return [backend.name for backend in backends]
+            return list(map(way_of, backends))
         if all(t.device.type == "cpu" for t in given):
             return None
         backends, _ = choose(*operands, every_state=self._every_state, marked=True)  # type: ignore[misc]
-        return None if backends is None else [backend.name for backend in backends]
+        return None if backends is None else list(map(way_of, backends))
 
     def _marked(
         self,
@@ -276,9 +278,13 @@ class Options:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         operands = stack, x, h0, c0, rows, batch_sizes, n
         if not self._every_state:
-            scans = partial(autograd.scan, recompute=True) if self._recompute else autograd.scan
-            return run_stack(*operands, dropout, training, scan=scans)
-        backends, _ = choose(*operands, every_state=True)
+            if not self._recompute:
+                return run_stack(*operands, dropout, training, cut=self._cuts)
+            scans = partial(autograd.scan, recompute=True)
+            return run_stack(
+                *operands, dropout, training, scan=scans, cut=self._cuts, recompute=True
+            )
+        backends, _ = choose(*operands, every_state=True, cut=self._cuts, recompute=self._recompute)
         if backends is None:
             raise RuntimeError("torch.nn was asked for, and does not return every step's states")
         collector = Collector(self._recompute)

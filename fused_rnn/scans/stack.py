@@ -133,6 +133,8 @@ def run_stack(
     training: bool,
     backends: Sequence[Any] | None = None,
     scan: Callable[..., tuple[Tensor, Tensor, Tensor | None]] = autograd.scan,
+    cut: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run layers on layers of scans over operands that are known to fit together.
 
@@ -140,6 +142,7 @@ def run_stack(
         backends: what ``scan`` runs each layer on; by default it is chosen here
         scan: runs one layer in one direction, as :func:`fused_rnn.scans.autograd.scan` does; only
             that one gives way to :func:`fused_rnn.scans.autograd.scan_both`
+        cut, recompute: see :func:`choose`
 
     Shape:
         - x: (T, N, I), or (rows, I) for packed data
@@ -149,7 +152,8 @@ def run_stack(
     together: list[int] = []
     if backends is None:
         both = stack.directions == 2 and scan is autograd.scan
-        backends, together = choose(stack, x, h0, c0, rows, batch_sizes, n, both=both)
+        operands_of = stack, x, h0, c0, rows, batch_sizes, n
+        backends, together = choose(*operands_of, both=both, cut=cut, recompute=recompute)
     if backends is None:
         return torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
     x = x.contiguous()
@@ -192,6 +196,8 @@ def choose(
     every_state: bool = False,
     marked: bool = False,
     both: bool = False,
+    cut: bool = False,
+    recompute: bool = False,
 ) -> tuple[list[Any] | None, list[int]]:
     """Return a backend for each layer, or None if one has none: torch's operator runs them all.
 
@@ -199,6 +205,8 @@ def choose(
         every_state: whether they have to return the states of every step
         marked: whether x is padded, with marks; then None says that not all have kernels for that
         both: whether the two directions of a layer may be scanned at once
+        cut: whether the sequences are what lengths and resets have left of a padded batch
+        recompute: whether ``scan`` makes anew in backward what it needs
 
     Returns:
         the backends, and the layers whose directions are to be scanned at once
@@ -214,7 +222,7 @@ def choose(
         needs = needs or (grad and any(w.requires_grad for w in of_layer))
         problem = Problem(
             cell, x.device, x.dtype, steps, n, i, h, p, ragged, needs, transform, every_state,
-            marked,
+            marked, cut, recompute, layers, directions, stack.input_size,
         )  # fmt: skip
         choices.append((problem, select(problem)))
         i = (p or h) * directions

@@ -346,9 +346,10 @@ def test_problems_say_what_is_being_run(table):
     with torch.no_grad():
         cell(torch.randn(7, 3))
     double = torch.float64
+    stack = {"layers": 2, "directions": 1, "width": 3}
     assert kernel.asked == [
-        Problem("lstm", device, double, 5, 3, 3, 4, 2, True, False, None),
-        Problem("lstm", device, double, 5, 3, 2, 4, 2, True, True, None),
+        Problem("lstm", device, double, 5, 3, 3, 4, 2, True, False, None, **stack),
+        Problem("lstm", device, double, 5, 3, 2, 4, 2, True, True, None, **stack),
         Problem("gru", device, torch.float32, 1, 7, 3, 4, 0, False, False, None),
     ]
 

@@ -18,8 +18,8 @@ from benchmarks.peers_cuda import (
     ALTERNATING,
     CUDA_PEERS,
     LOOP,
+    ByWay,
     FlashRNN,
-    OtherBackend,
     TorchRL,
     WithoutCudnn,
 )
@@ -85,7 +85,7 @@ def test_running_out_of_memory_fails_the_case_alone(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["inference", "training"])
 def test_another_backend_of_ours_is_a_peer(monkeypatch, kind):
-    candidates = [peers.TorchNN(), peers.FusedRNN(), OtherBackend("the oracle", "reference")]
+    candidates = [peers.TorchNN(), peers.FusedRNN(), ByWay("the oracle", "reference")]
     result = run_case(monkeypatch, Case("lstm", kind, SHAPE), candidates)
     assert result.failure is None
     notes = result.peers["the oracle"].notes
@@ -95,7 +95,7 @@ def test_another_backend_of_ours_is_a_peer(monkeypatch, kind):
 
 
 def test_a_backend_that_cannot_run_is_no_peer(monkeypatch):
-    refused = OtherBackend("on a GPU", "triton")
+    refused = ByWay("on a GPU", "triton")
     monkeypatch.setattr(fused_rnn.backends.triton, "available", lambda: "no GPU for it")
     result = run_case(
         monkeypatch, Case("gru", "inference", SHAPE), [peers.TorchNN(), peers.FusedRNN(), refused]

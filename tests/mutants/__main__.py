@@ -38,12 +38,13 @@ from . import (
     package,
     scans,
     triton,
+    tuning,
 )
 from .mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
 COPIES = ROOT / "build" / "mutants"
-PYTHON = (package, layers, graph, scans, backends, native, triton)
+PYTHON = (package, layers, graph, scans, backends, native, triton, tuning)
 # What is built into a copy's module comes last: the others' tests use the module as it is.
 ROOMS = (*PYTHON, cuda_stepwise, cuda_persistent, core, cpu)
 MUTANTS = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)

@@ -512,4 +512,25 @@ MUTANTS: tuple[Mutant, ...] = (
         "bits & ~0x1fffu",
         ("tests/backends/native/cuda/test_simt.py",),
     ),
+    Mutant(
+        "cuda-way-of-the-other-pass",
+        "csrc/cuda/persistent/path.h",
+        "const Told& way = problem.backward ? told().backward : told().forward;",
+        "const Told& way = problem.backward ? told().forward : told().backward;",
+        ("tests/backends/native/cuda/test_planned.py",),
+    ),
+    Mutant(
+        "cuda-plan-chosen-and-not-remembered-apart",
+        "csrc/cuda/persistent/plan_cache.h",
+        "            chosen.shape,\n",
+        "            0,\n",
+        ("tests/backends/native/cuda/test_planned.py",),
+    ),
+    Mutant(
+        "cuda-ways-in-any-order",
+        "csrc/cuda/persistent/plan.h",
+        "return a.microseconds < b.microseconds;",
+        "return a.microseconds > b.microseconds;",
+        ("tests/backends/native/cuda/test_planned.py",),
+    ),
 )

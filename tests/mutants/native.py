@@ -93,8 +93,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-native-plan-both",
         "fused_rnn/backends/native/persistent.py",
-        "both = torch.ops.fused_rnn.persistent_plan(*scan, 2)",
-        "both = torch.ops.fused_rnn.persistent_plan(*scan, 1)",
+        "both = ops().persistent_plan(*scan, 2)",
+        "both = ops().persistent_plan(*scan, 1)",
         ("tests/backends/native/cuda/test_both_directions.py", "tests/test_explain.py"),
     ),
     Mutant(

@@ -46,10 +46,12 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn_bench, CPU, m) {
   m.impl("persistent_plan", TORCH_BOX(&cuda::persistent_plan));
   m.impl("persistent_kernel", TORCH_BOX(&cuda::persistent_kernel));
   m.impl("persistent_floor", TORCH_BOX(&cuda::persistent_floor));
+  m.impl("persistent_ways", TORCH_BOX(&cuda::persistent_ways));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn_bench, CompositeExplicitAutograd, m) {
   m.impl("persistent_tf32", TORCH_BOX(&cuda::persistent_tf32));
+  m.impl("persistent_way", TORCH_BOX(&cuda::persistent_way));
   m.impl("device_facts", TORCH_BOX(&cuda::facts_of_device));
   m.impl("make_device", TORCH_BOX(&make_device));
 }

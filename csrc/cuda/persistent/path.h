@@ -1,5 +1,5 @@
-// All steps in one launch, where a plan for the problem and the device exists and the environment
-// asks for it: takes the time loop over from the stepwise path, whose results, saved values and
+// All steps in one launch, where a plan for the problem and the device exists and the environment, or
+// the caller of an op, asks for it: takes the time loop over from the stepwise path, whose results, saved values and
 // products before and after the loop it shares.
 #pragma once
 
@@ -33,19 +33,48 @@ inline std::atomic<bool>& tf32_is_allowed() {
   return allowed;
 }
 
+// How a pass is to go. Where several ways were measured the caller of an op says which one, before
+// the call and in its thread: an op's schema is the same on every device.
+enum class How {
+  kByEnvironment,  // as the model has it, where the environment asks for it
+  kStepByStep,
+  kByModel,
+  kChosen,  // by a plan's partition
+};
+
+struct Told {
+  How how = How::kByEnvironment;
+  Partition partition{};
+};
+
+struct ToldOfPasses {
+  Told forward, backward;
+};
+
+inline ToldOfPasses& told() {
+  static thread_local ToldOfPasses of_this_thread;
+  return of_this_thread;
+}
+
 // For the current device, whether or not persistent kernels are wanted.
-inline Planned possible_plan(const PlanProblem& problem) {
+inline Planned possible_plan(const PlanProblem& problem,
+                             std::optional<Partition> chosen = std::nullopt) {
   static PlanCache cache;
-  return cache.plan(problem, device_facts());
+  return cache.plan(problem, device_facts(), chosen);
 }
 
 inline Planned planned(const PlanProblem& problem) {
-  if (!persistent_is_wanted()) {
-    Planned none;
+  const Told& way = problem.backward ? told().backward : told().forward;
+  Planned none;
+  if (way.how == How::kStepByStep) {
+    none.reason = "it was chosen to be";
+    return none;
+  }
+  if (way.how == How::kByEnvironment && !persistent_is_wanted()) {
     none.reason = "FUSED_RNN_PERSISTENT=1 would allow persistent kernels, which are still new";
     return none;
   }
-  return possible_plan(problem);
+  return way.how == How::kChosen ? possible_plan(problem, way.partition) : possible_plan(problem);
 }
 
 using Results = std::array<Tensor, 5>;    // as K::forward's in ops.h
@@ -295,6 +324,43 @@ inline Tensor persistent_floor(Tensor like, std::string cell, std::int64_t T, st
   return scratch;
 }
 
+// Plans that fit, whatever the model says of the stepwise path: the shape and the clusters of each, in
+// the order of the model.
+inline std::vector<std::int64_t> persistent_ways(Tensor like, std::string cell, std::int64_t T,
+                                                 std::int64_t N, std::int64_t H, std::int64_t P,
+                                                 bool backward, bool training,
+                                                 std::int64_t directions) {
+  const DeviceGuard guard(like);
+  const PlanProblem problem = problem_of(like, cell, T, N, H, P, backward, training, directions);
+  std::vector<std::int64_t> out;
+  for (const Planned& found : every_plan(problem, device_facts())) {
+    out.push_back(found.plan->shape);
+    out.push_back(found.plan->cluster);
+  }
+  return out;
+}
+
+// Tells this thread's ops how, shape and clusters of forward, then of backward; returns what held
+// before.
+inline std::vector<std::int64_t> persistent_way(std::vector<std::int64_t> way) {
+  STD_TORCH_CHECK(way.size() == 6, "fused_rnn: way should have 6 numbers, got ", way.size());
+  for (const std::int64_t how : {way[0], way[3]}) {
+    STD_TORCH_CHECK(how >= 0 && how <= static_cast<std::int64_t>(How::kChosen),
+                    "fused_rnn: how should be from 0 to 3, got ", how);
+  }
+  std::vector<std::int64_t> before;
+  std::size_t next = 0;
+  for (Told* of : {&told().forward, &told().backward}) {
+    const Told was = *of;
+    before.insert(before.end(),
+                  {static_cast<std::int64_t>(was.how), was.partition.shape, was.partition.cluster});
+    *of = {static_cast<How>(way[next]),
+           {static_cast<int>(way[next + 1]), static_cast<int>(way[next + 2])}};
+    next += 3;
+  }
+  return before;
+}
+
 // Returns what held before.
 inline bool persistent_tf32(bool allowed) { return tf32_is_allowed().exchange(allowed); }
 
@@ -306,6 +372,10 @@ void define_persistent_ops(Library& m) {
   m.def(
       "persistent_kernel(Tensor like, str cell, int T, int N, int H, bool backward, int "
       "directions=1) -> int[]");
+  m.def(
+      "persistent_ways(Tensor like, str cell, int T, int N, int H, int P, bool backward, bool "
+      "training, int directions) -> int[]");
+  m.def("persistent_way(int[] way) -> int[]");
   m.def("device_facts(int device) -> int[]");
   m.def("persistent_tf32(bool allowed) -> bool");
   m.def(

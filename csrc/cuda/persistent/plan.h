@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "params.h"
 
@@ -23,6 +24,11 @@ struct PlanProblem {
   bool training;  // forward: keeps all gates anyway
   std::int64_t T, N, H, P;
   int directions;
+};
+
+// What tells one way to lie on a device from another: there is one of a shape and a size of clusters.
+struct Partition {
+  int shape, cluster;
 };
 
 struct Planned {
@@ -287,6 +293,40 @@ inline Planned make_plan(const PlanProblem& p, const DeviceFacts& device) {
     }
   }
   return best;
+}
+
+// Every plan that fits, also those that the stepwise path's model is quicker than; the quickest first.
+inline std::vector<Planned> every_plan(const PlanProblem& p, const DeviceFacts& device) {
+  std::vector<Planned> found;
+  if (!planning::refusal(p, device).empty()) {
+    return found;
+  }
+  planning::for_each_partition(p, [&](Plan plan) {
+    if (planning::spread(p, device, plan)) {
+      found.push_back({plan, planning::step_time(p, device, plan), ""});
+    }
+  });
+  std::stable_sort(found.begin(), found.end(), [](const Planned& a, const Planned& b) {
+    return a.microseconds < b.microseconds;
+  });
+  return found;
+}
+
+// The plan of a partition, or the reason why it does not fit.
+inline Planned chosen_plan(const PlanProblem& p, const DeviceFacts& device, Partition chosen) {
+  Planned none;
+  none.reason = planning::refusal(p, device);
+  if (!none.reason.empty()) {
+    return none;
+  }
+  for (const Planned& found : every_plan(p, device)) {
+    if (found.plan->shape == chosen.shape && found.plan->cluster == chosen.cluster) {
+      return found;
+    }
+  }
+  none.reason = "the plan that was chosen, of shape " + std::to_string(chosen.shape) +
+                " and clusters of " + std::to_string(chosen.cluster) + ", does not fit here";
+  return none;
 }
 
 // A plan in words.

@@ -6,6 +6,7 @@ on a GPU, and is loaded only into a torch that is built for CUDA.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from importlib import import_module, util
 from math import prod
@@ -21,6 +22,7 @@ from fused_rnn.backends.native.device import facts
 from fused_rnn.backends.native.errors import raise_out_of_memory
 from fused_rnn.backends.native.marked import marked_backward, marked_forward
 from fused_rnn.backends.native.persistent import tell_tf32
+from fused_rnn.backends.native.planned import Way, names
 from fused_rnn.cells import CELLS
 
 try:
@@ -50,6 +52,8 @@ __all__ = [
     "supports",
     "takes_both",
     "takes_marks",
+    "way",
+    "ways",
 ]
 
 name = "native"
@@ -92,6 +96,16 @@ def plan(problem: Problem, together: bool = False, regardless: bool = False) -> 
     if problem.marked:
         return "step by step: no persistent kernel reads lengths and resets on the device"
     return persistent.words(problem, together, regardless)
+
+
+def ways(problem: Problem, seconds: dict[str, float]) -> list[str]:
+    """See :meth:`fused_rnn.backends.Backend.ways`: on a GPU step by step, or plan by plan."""
+    return names(problem, seconds) if problem.device.type == "cuda" else []
+
+
+def way(name: str) -> Way:
+    """See :meth:`fused_rnn.backends.Backend.way`."""
+    return Way(sys.modules[__name__], name)
 
 
 def supports(problem: Problem) -> str | None:

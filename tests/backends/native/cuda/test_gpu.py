@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import fused_rnn
-from fused_rnn.backends import native, reference
+from fused_rnn import backends
+from fused_rnn.backends import UNMEASURED, native, reference, tuned
+from fused_rnn.backends.measured import Table
 from tests.conftest import NO_CUDA, TOLERANCES, needs_cuda
 from tests.operands import (
     Shape,
@@ -36,6 +38,7 @@ pytestmark = needs_cuda
 
 GPU = "cuda"
 CAPABILITY = (0, 0) if NO_CUDA else torch.cuda.get_device_capability()
+SIZES = {name: (6,) if name in CELLS else (9, 6) for name in MODULES}
 GPUS = 0 if NO_CUDA else torch.cuda.device_count()
 # So many hidden units in a step that every thread takes 16 bytes of them.
 WIDE = {
@@ -46,10 +49,26 @@ WIDE = {
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_native_runs_by_itself(name, dtype):
+def test_native_runs_by_name_and_torch_by_itself(name, dtype, monkeypatch):
+    monkeypatch.setattr(backends, "UNMEASURED", UNMEASURED)  # as it is shipped
+    backends._forget()
     module = getattr(fused_rnn, name)(3, 4, device=GPU, dtype=dtype)
-    rows = fused_rnn.explain(module, example(name, GPU).to(dtype))
-    assert [row.backend for row in rows] == ["native"]
+    x = example(name, GPU).to(dtype)
+    (row,) = fused_rnn.explain(module, x)
+    assert (row.backend, row.refusals["native"]) == ("torch.nn", UNMEASURED)
+    with fused_rnn.use_backend("native"):
+        assert [row.backend for row in fused_rnn.explain(module, x)] == ["native"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_way_is_right(name, monkeypatch):
+    monkeypatch.setattr(tuned, "_measured", Table())
+    module = getattr(fused_rnn, name)(40, 72, device=GPU, dtype=torch.bfloat16)
+    (measured,) = fused_rnn.tune(module, torch.randn(*SIZES[name], 40, device=GPU).bfloat16())
+    assert [(t.way, t.failure) for t in measured.trials if t.failure is not None] == []
+    assert {"torch", "native stepwise"} <= {t.way for t in measured.trials}
+    assert measured.chosen is not None
+    backends._forget()
 
 
 @pytest.mark.parametrize("shape", WIDE.values(), ids=WIDE)

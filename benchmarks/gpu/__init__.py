@@ -1,0 +1,1 @@
+"""``python -m benchmarks.gpu``: what a GPU has to say of the kernels, the most telling first."""
