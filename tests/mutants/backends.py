@@ -112,7 +112,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-choice-environment-unchecked",
         "fused_rnn/backends/__init__.py",
-        '    _check_name(name, "FUSED_RNN_BACKEND")\n    if name == TORCH:',
+        '    _check_name(name.partition(" ")[0], "FUSED_RNN_BACKEND")\n    if name == TORCH:',
         "    if name == TORCH:",
         ("tests/backends/test_backends.py", "tests/test_import.py"),
     ),

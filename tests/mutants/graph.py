@@ -57,8 +57,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-compiled-width-of-upper-layers",
         "fused_rnn/graph/compiled.py",
-        "[(p or h) * stack.directions] * (stack.layers - 1)",
-        "[h] * (stack.layers - 1)",
+        "[(p or h) * directions] * (layers - 1)",
+        "[h] * (layers - 1)",
         ("tests/backends/test_backends.py",),
     ),
     Mutant(
