@@ -239,7 +239,8 @@ def allowed(problem: Problem, way: str) -> Errors:
     dtype = problem.dtype
     if dtype is torch.float32 and problem.device.type == "cuda":
         cuda = torch.backends.cuda.matmul.fp32_precision == "tf32"
-        cudnn = way == TORCH and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+        settings: Any = torch.backends.cudnn.rnn
+        cudnn = way == TORCH and settings.fp32_precision == "tf32"
         dtype = torch.float16 if cuda or cudnn else dtype
     return Errors(*LIMITS[dtype])
 
