@@ -5,11 +5,6 @@
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
 
-struct Chunk {
-  std::int64_t begin, end;  // scan steps
-  std::int64_t row;         // the first of its rows
-};
-
 // Gradients of kGates pre-activations from first_pre on, all slices of them along K.
 template <class Cell, class T>
 Rows<T> gate_rows(const T* dgates, std::int64_t slices, std::int64_t rows, std::int64_t row,
@@ -20,71 +15,6 @@ Rows<T> gate_rows(const T* dgates, std::int64_t slices, std::int64_t rows, std::
   r.blocks = slices;
   r.block = rows * kPre * kW;
   return r;
-}
-
-// A weight gradient in T: the user's tensor itself where that is T's, scratch elsewhere.
-template <class S>
-struct Gradient {
-  using T = typename ComputeType<S>::type;
-  Gradient(void* user_, std::int64_t n_)
-      : user(static_cast<S*>(user_)), n(n_), scratch(user != nullptr && !kDirect ? n : 0) {}
-  static constexpr bool kDirect = std::is_same<S, T>::value;
-  T* data() const {
-    if constexpr (kDirect) {
-      return user;
-    } else {
-      return scratch.get();
-    }
-  }
-  S* user;
-  std::int64_t n;
-  Buffer<T> scratch;
-};
-
-// Rows of vectors `step` apart, added up. Pairwise above kTermsPerFold rows: the rounding error must
-// not grow with the batch.
-template <class T>
-Vec<T> sum_rows(const T* d, std::int64_t step, std::int64_t rows) {
-  if (rows > kTermsPerFold) {
-    const std::int64_t half = rows / 2;
-    return sum_rows(d, step, half) + sum_rows(d + half * step, step, rows - half);
-  }
-  Vec<T> sum{};
-  for (std::int64_t r = 0; r < rows; ++r) {
-    sum += load(d + r * step);
-  }
-  return sum;
-}
-
-// Hands the sums over to the user: biases' from `dbias` [slice][kPre][lane].
-template <class Cell, class S, class T>
-void finish_gradients(Team::Member& m, const BackwardArgs& a, const Shape<Cell, S>& s,
-                      const T* dbias, std::initializer_list<const Gradient<S>*> weights) {
-  constexpr std::int64_t kW = kLanes<T>;
-  constexpr int kPre = Cell::kPre;
-  m.run(s.slices, [&](std::int64_t slice) {
-    for (int p = 0; p < kPre; ++p) {
-      const std::int64_t unit = Cell::order(p) * s.H + slice * kW;
-      const Vec<T> db = load(dbias + (slice * kPre + p) * kW);
-      if (a.db_ih != nullptr && p < Cell::kGates) {
-        store<S>(static_cast<S*>(a.db_ih) + unit, db, s.valid(slice));
-      }
-      if (a.db_hh != nullptr && p >= Cell::kRecurrent) {
-        store<S>(static_cast<S*>(a.db_hh) + unit, db, s.valid(slice));
-      }
-    }
-  });
-  if constexpr (!Gradient<S>::kDirect) {
-    constexpr std::int64_t kPiece = 16384;
-    for (const Gradient<S>* g : weights) {
-      m.run(g->user != nullptr ? ceil_div(g->n, kPiece) : 0, [&](std::int64_t i) {
-        const std::int64_t end = std::min(g->n, (i + 1) * kPiece);
-        for (std::int64_t j = i * kPiece; j < end; ++j) {
-          g->user[j] = narrow<S>(g->data()[j]);
-        }
-      });
-    }
-  }
 }
 
 template <class Cell, class S>
@@ -130,18 +60,17 @@ class OperandGradients {
 
   // Adds what a chunk's steps contribute.
   void accumulate(Team::Member& m, const Band& band, const Chunk& c, const Source& from) {
-    const std::int64_t rows = band.rows(c.begin, c.end);
-    stage(m, band, c, from, rows);
+    stage(m, band, c, from);
     const bool add = band.first > 0 || c.end < band.T;  // not the first chunk
-    const Grid dx = w_ih_streamed_.used() ? w_ih_streamed_.grid(rows, m.members())
-                                          : Grid(w_ih_.groups(), rows, m.members());
+    const Grid dx = w_ih_streamed_.used() ? w_ih_streamed_.grid(c.rows, m.members())
+                                          : Grid(w_ih_.groups(), c.rows, m.members());
     const std::int64_t dx_items = a_.dx != nullptr ? dx.items() : 0;
     const std::int64_t projections = s_.P > 0 && a_.dw_hr != nullptr ? ceil_div(s_.P, kW) : 0;
     m.run(s_.slices + projections + dx_items, [&](std::int64_t i) {
       if (i < s_.slices) {
-        slice_weights(m, band, c, from, rows, i, add);
+        slice_weights(m, band, c, from, i, add);
       } else if (i < s_.slices + projections) {
-        projection_weights(from, rows, i - s_.slices, add);
+        projection_weights(from, c.rows, i - s_.slices, add);
       } else {
         input_gradient(m, c, from, dx, i - s_.slices - projections);
       }
@@ -173,10 +102,9 @@ class OperandGradients {
   }
 
   // What the gradients of a chunk meet, as B of the products: x, and h of the step before.
-  void stage(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
-             std::int64_t rows) {
-    m.run(ceil_div(rows, kRowsPerItem), [&](std::int64_t i) {
-      const std::int64_t r0 = i * kRowsPerItem, r1 = std::min(r0 + kRowsPerItem, rows);
+  void stage(Team::Member& m, const Band& band, const Chunk& c, const Source& from) {
+    m.run(ceil_div(c.rows, kRowsPerItem), [&](std::int64_t i) {
+      const std::int64_t r0 = i * kRowsPerItem, r1 = std::min(r0 + kRowsPerItem, c.rows);
       for (std::int64_t k = c.begin; k < c.end; ++k) {
         const std::int64_t first = band.begin(k) - c.row, begun = band.batch(k - 1);
         const std::int64_t last = std::min(first + band.batch(k), r1);
@@ -208,23 +136,23 @@ class OperandGradients {
   // A slice's gradients of one pre-activation after the other stand together for its products: where
   // they lie, all of a chunk would share a few sets of the first-level cache.
   void slice_weights(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
-                     std::int64_t rows, std::int64_t slice, bool add) {
+                     std::int64_t slice, bool add) {
     const T* const d = from.dgates + slice * capacity_ * kPre * kW;
     T* const units = units_.get() + m.id() * capacity_ * kW;
     const std::int64_t unit = slice * kW, valid = s_.valid(slice);
     for (int p = 0; p < kPre; ++p) {
-      for (std::int64_t row = 0; row < rows; ++row) {
+      for (std::int64_t row = 0; row < c.rows; ++row) {
         store<T>(units + row * kW, load(d + (row * kPre + p) * kW));
       }
-      const V sum = sum_rows(units, kW, rows);
+      const V sum = sum_rows(units, kW, c.rows);
       T* total = dbias_.get() + (slice * kPre + p) * kW;
       store<T>(total, add ? load(total) + sum : sum);
       const std::int64_t first = Cell::order(p) * s_.H + unit;
       if (p < G) {
-        outer(rows, units, kW, valid, x_, s_.I, dw_ih_.data() + first * s_.I, add);
+        outer(c.rows, units, kW, valid, x_, s_.I, dw_ih_.data() + first * s_.I, add);
       }
       if (p >= kRecurrent) {
-        outer(rows, units, kW, valid, h_, s_.R, dw_hh_.data() + first * s_.R, add);
+        outer(c.rows, units, kW, valid, h_, s_.R, dw_hh_.data() + first * s_.R, add);
       }
     }
     const std::int64_t edge = (band.begin(c.begin) - c.row) * kPre * kW;

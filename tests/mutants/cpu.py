@@ -210,7 +210,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "cpu-gradients-db-hh-of-all",
-        "csrc/cpu/gradients.h",
+        "csrc/cpu/weight_sums.h",
         "if (a.db_hh != nullptr && p >= Cell::kRecurrent) {",
         "if (a.db_hh != nullptr && p > Cell::kRecurrent) {",
         ("tests/backends/native/test_native.py", "tests/backends/test_kernels.py"),
@@ -218,14 +218,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cpu-bands-rows-of-the-first",
         "csrc/cpu/bands.h",
-        "return steps_->begin(k) + first;",
-        "return steps_->begin(k);",
+        "return scan_->begin(k + skipped_) + first;",
+        "return scan_->begin(k + skipped_);",
         ("tests/backends/native/test_native.py",),
     ),
     Mutant(
         "cpu-bands-chunk-over-others-rows",
         "csrc/cpu/bands.h",
-        "first == 0 && steps_->batch(earliest) <= N;",
+        "first == 0 && scan_->batch(earliest + skipped_) <= N;",
         "first == 0;",
         ("tests/backends/native/test_native.py",),
     ),
@@ -406,7 +406,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "cpu-gradients-half-last-piece-not-narrowed",
-        "csrc/cpu/gradients.h",
+        "csrc/cpu/weight_sums.h",
         "m.run(g->user != nullptr ? ceil_div(g->n, kPiece) : 0,",
         "m.run(g->user != nullptr ? std::max<std::int64_t>(g->n / kPiece, 1) : 0,",
         ("tests/backends/native/test_native.py", "tests/backends/test_kernels.py"),
@@ -420,7 +420,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "cpu-gradients-bias-of-odd-many-rows",
-        "csrc/cpu/gradients.h",
+        "csrc/cpu/weight_sums.h",
         "sum_rows(d + half * step, step, rows - half)",
         "sum_rows(d + half * step, step, half)",
         ("tests/backends/native/test_native.py", "tests/test_threads.py"),
@@ -491,9 +491,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/backends/native/test_tiles.py",),
     ),
     Mutant(
-        "cpu-tiles-part-of-a-reverse-scan",
-        "csrc/cpu/tiles/layout.h",
-        "a.reverse ? a.T - T : 0",
+        "cpu-tiles-band-of-a-reverse-scan",
+        "csrc/cpu/bands.h",
+        "a.reverse ? scan.T - own.T : 0",
         "0",
         ("tests/backends/native/test_tiles.py",),
     ),
@@ -535,7 +535,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cpu-tiles-tanh-without-its-square",
         "csrc/cpu/tiles/gates.h",
-        "V g = entry(kTanhTerms[2], k);",
+        "V g = R::template entry<V>(kTanhTerms[2], k);",
         "V g{};",
         ("tests/backends/native/test_tiles.py",),
     ),

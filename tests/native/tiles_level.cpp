@@ -1,9 +1,11 @@
 // The kernels of csrc/cpu/tiles/ once more, as a level that takes all that tiles can, whether it pays or
 // not, and throws where they cannot. FUSED_RNN_LEVEL and FUSED_RNN_TILES, the registers or their model,
-// stand on the command line, and with them what level_amx.h says.
+// stand on the command line, and with them what level_amx.h says; or, without its target, FUSED_RNN_TABLES,
+// a model of AVX-512's tables: then the compiler makes of 64 bytes what registers it has.
 #include <stdexcept>
 
 #include "../../csrc/cpu/tiles/amx.h"
+#include "table_model.h"
 #include "tile_model.h"
 
 #define FUSED_RNN_TILES_ALWAYS
