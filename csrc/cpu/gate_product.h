@@ -36,8 +36,8 @@ class GateProduct {
         w_(vectors, weights == Weights::kPacked ? depth : 0, width, keep) {
     if (weights == Weights::kTurned) {
       const std::int64_t of_rows = ceil_div(rows, kW);
-      turned_ = Packed<T>(of_rows, depth,
-                          static_cast<int>(std::min<std::int64_t>(of_rows, kMaxWidth)));
+      turned_ =
+          Packed<T>(of_rows, depth, static_cast<int>(std::min<std::int64_t>(of_rows, kMaxWidth)));
     }
   }
 

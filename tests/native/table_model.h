@@ -13,8 +13,8 @@ struct TableModel {
   FUSED_RNN_INLINE static K truncated(V v) {
     K k{};
     for (int i = 0; i < 16; ++i) {
-      k[i] = v[i] == v[i] ? static_cast<std::uint32_t>(static_cast<std::int32_t>(v[i]))
-                          : 0x80000000u;
+      k[i] =
+          v[i] == v[i] ? static_cast<std::uint32_t>(static_cast<std::int32_t>(v[i])) : 0x80000000u;
     }
     return k;
   }

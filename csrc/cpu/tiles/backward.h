@@ -140,12 +140,12 @@ class TileBackward {
             if (first < inner) {
               multiply_strip(from, kRecurrent * groups_, row + first, w_hh_, g,
                              inner - first > kTileRows, sums[now].tile, room,
-                       [&](std::int64_t calls) {
-                         for (pending.due += pending.end - pending.first; pending.due >= calls;
-                              pending.due -= calls) {
-                           one_row();
-                         }
-                       });
+                             [&](std::int64_t calls) {
+                               for (pending.due += pending.end - pending.first;
+                                    pending.due >= calls; pending.due -= calls) {
+                                 one_row();
+                               }
+                             });
             }
             while (pending.row < pending.end) {
               one_row();

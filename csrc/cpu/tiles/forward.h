@@ -25,7 +25,8 @@ class TileForward {
         band_rows_(padded_band_rows(a.N)),
         x_blocks_(multiplies_x_with_h(s_) ? depth_blocks(s_.I) : 0),
         groups_(ceil_div<std::int64_t>(s_.slices, 2)),
-        input_(a, s_, x_blocks_ > 0 ? 0 : std::max(band_rows_, std::min(steps_.total(), kTileChunkRows)),
+        input_(a, s_,
+               x_blocks_ > 0 ? 0 : std::max(band_rows_, std::min(steps_.total(), kTileChunkRows)),
                !kTraining),
         w_hh_(s_.slices, x_blocks_ + depth_blocks(s_.H), std::min(a.N, band_rows_) > kTileRows,
               kP > 1 && cuts_weights(band_rows_, G * s_.H * s_.H, members)),
@@ -153,8 +154,8 @@ class TileForward {
 
   // Weights are passed up in one step and down in the next: what has been read last is in the cache.
   void step(Team::Member& m, const Band& band, std::int64_t k, const Chunk& chunk) {
-    const Here here{band.first, band.begin(k), band.own.begin(k) - chunk.row,
-                    band.batch(k + 1), h_[(k + 1) % 2].get()};
+    const Here here{band.first, band.begin(k), band.own.begin(k) - chunk.row, band.batch(k + 1),
+                    h_[(k + 1) % 2].get()};
     const std::int64_t batch = band.batch(k);
     const Grid grid(groups_, ceil_div(batch, kPairRows), m.members());
     const bool down = k % 2 != 0;

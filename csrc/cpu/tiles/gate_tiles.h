@@ -32,7 +32,7 @@ struct GateTiles {
         wide(wide_),
         width(wide_ ? 2 : Blocks::kNarrow),
         floats(floats_),
-        tile_size((floats_ ? 2 : kP)*kTileSize),
+        tile_size((floats_ ? 2 : kP) * kTileSize),
         data(ceil_div<std::int64_t>(slices, 2) * Blocks::kPerGroup * block_size(), keep) {}
 
   std::int64_t block_size() const { return Blocks::kVectors * blocks_deep * tile_size; }

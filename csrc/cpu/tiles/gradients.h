@@ -99,9 +99,7 @@ class TileGradients {
     return carried;
   }
 
-  bool adds(const Band& band, const Chunk& c) const {
-    return band.first > 0 || c.end < band.T;
-  }
+  bool adds(const Band& band, const Chunk& c) const { return band.first > 0 || c.end < band.T; }
 
   void group_weights(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
                      std::int64_t group) {
