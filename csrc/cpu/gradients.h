@@ -168,6 +168,11 @@ class OperandGradients {
   // out[u][j] (+)= sum over rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
   void outer(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
              const Packed<T>& in, std::int64_t columns, T* out, bool add) {
+    constexpr std::int64_t kFew = 8;
+    if (rows <= kFew) {
+      outer_of_few(rows, d, d_step, units, in, columns, out, add);
+      return;
+    }
     Rows<T> a{d, 1, rows};
     a.step = d_step;
     in.multiply(
@@ -181,6 +186,47 @@ class OperandGradients {
             }
           }
         });
+  }
+
+  // The same, a row of `out` after the other: a tile of so few terms takes longer to be begun and handed
+  // over than to be summed up.
+  static void outer_of_few(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
+                           const Packed<T>& in, std::int64_t columns, T* out, bool add) {
+    for (std::int64_t u = 0; u < units; ++u, ++d, out += columns) {
+      for (std::int64_t g = 0; g < in.groups(); ++g) {
+        const std::int64_t first = g * in.width * kW, width = in.width_of(g);
+        const std::int64_t step = in.step_of(g);
+        if (width == kMaxWidth && first + width * kW <= columns) {
+          few_terms<kMaxWidth>(rows, d, d_step, in.group(g), step, out + first, kW, add);
+          continue;
+        }
+        for (std::int64_t v = 0; v < width; ++v) {
+          const std::int64_t column = first + v * kW;
+          few_terms<1>(rows, d, d_step, in.group(g) + v * kW, step, out + column,
+                       std::min(kW, columns - column), add);
+        }
+      }
+    }
+  }
+
+  // p[j] (+)= sum over rows r of d[r * d_step] * b[r * b_step + j], for kWidth vectors of `valid` values.
+  template <int kWidth>
+  static FUSED_RNN_INLINE void few_terms(std::int64_t rows, const T* d, std::int64_t d_step,
+                                         const T* b, std::int64_t b_step, T* p, std::int64_t valid,
+                                         bool add) {
+    RowSums<T, kWidth> sums{};
+    for (std::int64_t r = 0; r < rows; ++r, d += d_step, b += b_step) {
+      V bv[kWidth];
+#pragma GCC unroll 4
+      for (int v = 0; v < kWidth; ++v) {
+        bv[v] = load(b + v * kW);
+      }
+      sums.add(*d, bv);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v, p += kW) {
+      store<T>(p, add ? load(p, valid) + sums.v[v] : sums.v[v], valid);
+    }
   }
 
   void input_gradient(Team::Member& m, const Chunk& c, const Source& from, const Grid& grid,

@@ -34,6 +34,7 @@ std::int64_t saved_elements(const ScanArgs& a) {
 
 extern const cpu::Level kLevel;
 const cpu::Level kLevel = {"nothing", saved_elements, [](const ForwardArgs&) { refuse(); },
-                           [](const BackwardArgs&) { refuse(); }};
+                           [](const BackwardArgs&) { refuse(); },
+                           [](const ScanArgs&) { return "nothing"; }};
 
 }  // namespace fused_rnn::FUSED_RNN_BELOW
