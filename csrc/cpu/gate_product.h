@@ -33,22 +33,26 @@ class GateProduct {
               std::int64_t rows, bool keep = true)
       : weights_(weights),
         depth_(depth),
-        w_(vectors, weights == Weights::kPacked ? depth : 0, width, keep) {
+        width_(width),
+        strips_(width % kBestWidth == 0 ? width / kBestWidth : 1),
+        w_(vectors, weights == Weights::kPacked ? depth : 0, width / strips_, keep) {
     if (weights == Weights::kTurned) {
       const std::int64_t of_rows = ceil_div(rows, kW);
       turned_ =
-          Packed<T>(of_rows, depth, static_cast<int>(std::min<std::int64_t>(of_rows, kMaxWidth)));
+          Packed<T>(of_rows, depth, static_cast<int>(std::min<std::int64_t>(of_rows, kBestWidth)));
     }
   }
 
-  std::int64_t groups() const { return w_.groups(); }
-  int width() const { return w_.width; }
-  int width_of(std::int64_t group) const { return w_.width_of(group); }
+  std::int64_t groups() const { return ceil_div<std::int64_t>(w_.vectors, width_); }
+  int width() const { return width_; }
+  int width_of(std::int64_t group) const {
+    return static_cast<int>(std::min<std::int64_t>(width_, w_.vectors - group * width_));
+  }
 
   template <class R>
   void prepare(std::int64_t group, R&& rows) {
-    if (weights_ == Weights::kPacked) {
-      pack_rows<S>(w_, depth_, group, rows);
+    for (int i = 0; weights_ == Weights::kPacked && i < strips_; ++i) {
+      pack_rows<S>(w_, depth_, group * strips_ + i, rows);
     }
   }
 
@@ -70,18 +74,40 @@ class GateProduct {
   FUSED_RNN_INLINE void multiply(const Rows<T>& a, std::int64_t rows_of_a, std::int64_t r0,
                                  std::int64_t r1, std::int64_t g0, std::int64_t g1, R&& rows,
                                  F&& f) const {
-    if (weights_ == Weights::kPacked) {
+    if (weights_ == Weights::kPacked && strips_ > 1) {
+      multiply_strips(a, r0, r1, g0, g1, f);
+    } else if (weights_ == Weights::kPacked) {
       w_.multiply(a, r0, r1, g0, g1, f);
     } else if (weights_ == Weights::kDots) {
-      multiply_unpacked<S>(a, depth_, w_.width, w_.vectors, r0, r1, g0, g1, rows, f);
+      multiply_unpacked<S>(a, depth_, width_, w_.vectors, r0, r1, g0, g1, rows, f);
     } else if constexpr (std::is_same<S, T>::value) {
-      multiply_turned(turned_, depth_, w_.width, w_.vectors, rows_of_a, g0, g1, rows, f);
+      multiply_turned(turned_, depth_, width_, w_.vectors, rows_of_a, g0, g1, rows, f);
     }
   }
 
  private:
+  // All gates of a slice are wanted together, and are too many for the registers.
+  template <class F>
+  FUSED_RNN_INLINE void multiply_strips(const Rows<T>& a, std::int64_t r0, std::int64_t r1,
+                                        std::int64_t g0, std::int64_t g1, F&& f) const {
+    constexpr std::int64_t kRows = 24;  // of some tiles: the strip is in the cache for them
+    Vec<T> sums[kRows * kMaxWidth];
+    for (std::int64_t g = g0; g < g1; ++g) {
+      for (std::int64_t r = r0; r < r1; r += kRows) {
+        const std::int64_t end = std::min(r + kRows, r1);
+        for (int i = 0; i < strips_; ++i) {
+          const std::int64_t strip = g * strips_ + i;
+          sum_tiles(a, r, end, w_.group(strip), w_.step_of(strip), w_.width, sums + i * w_.width,
+                    width_);
+        }
+        f(r, static_cast<int>(end - r), sums, g * width_, width_);
+      }
+    }
+  }
+
   const Weights weights_;
   const std::int64_t depth_;
+  const int width_, strips_;  // of a group, as many strips of w_
   Packed<T> w_;
   Packed<T> turned_;  // A
 };

@@ -43,13 +43,13 @@ class OperandGradients {
                                                           : StreamedWeights<Cell, S>()),
         panel_slices_(w_ih_streamed_.used() ? 0 : choose_panel_slices()),
         w_ih_(a.dx != nullptr && !w_ih_streamed_.used() ? vectors(s.I) : 0,
-              panel_slices_ > 0 ? 0 : s.slices * G * kW, kMaxWidth),
-        panels_(a.dx != nullptr ? members * panel_slices_ * G * kW * kMaxWidth * kW : 0),
+              panel_slices_ > 0 ? 0 : s.slices * G * kW, kBestWidth),
+        panels_(a.dx != nullptr ? members * panel_slices_ * G * kW * kBestWidth * kW : 0),
         dbias_(s.slices * kPre * kW),
         units_(members * capacity * kW),
-        x_(a.dw_ih != nullptr ? vectors(s.I) : 0, capacity, kMaxWidth),
-        h_(a.dw_hh != nullptr ? vectors(s.R) : 0, capacity, kMaxWidth),
-        hidden_(a.dw_hr != nullptr ? vectors(s.H) : 0, capacity, kMaxWidth),
+        x_(a.dw_ih != nullptr ? vectors(s.I) : 0, capacity, kBestWidth),
+        h_(a.dw_hh != nullptr ? vectors(s.R) : 0, capacity, kBestWidth),
+        hidden_(a.dw_hr != nullptr ? vectors(s.H) : 0, capacity, kBestWidth),
         dw_ih_(a.dw_ih, G * s.H * s.I),
         dw_hh_(a.dw_hh, G * s.H * s.R),
         dw_hr_(a.dw_hr, s.P * s.H) {}
@@ -196,8 +196,8 @@ class OperandGradients {
       for (std::int64_t g = 0; g < in.groups(); ++g) {
         const std::int64_t first = g * in.width * kW, width = in.width_of(g);
         const std::int64_t step = in.step_of(g);
-        if (width == kMaxWidth && first + width * kW <= columns) {
-          few_terms<kMaxWidth>(rows, d, d_step, in.group(g), step, out + first, kW, add);
+        if (width == kBestWidth && first + width * kW <= columns) {
+          few_terms<kBestWidth>(rows, d, d_step, in.group(g), step, out + first, kW, add);
           continue;
         }
         for (std::int64_t v = 0; v < width; ++v) {
@@ -244,7 +244,7 @@ class OperandGradients {
         w_ih_.multiply(dgates, r0, r1, g0, g1, whole);
         return;
       }
-      T* const panel = panels_.get() + m.id() * panel_slices_ * G * kW * kMaxWidth * kW;
+      T* const panel = panels_.get() + m.id() * panel_slices_ * G * kW * kBestWidth * kW;
       for (std::int64_t g = g0; g < g1; ++g) {
         const std::int64_t q = g * w_ih_.width;
         const int width = w_ih_.width_of(g);
@@ -280,7 +280,7 @@ class OperandGradients {
   StreamedWeights<Cell, S> w_ih_streamed_;
   const std::int64_t panel_slices_;  // of a panel of W_ih; 0 where it is packed as a whole
   Packed<T> w_ih_;
-  Buffer<T> panels_;          // [member][depth of a panel][kMaxWidth][lane]
+  Buffer<T> panels_;          // [member][depth of a panel][kBestWidth][lane]
   Buffer<T> dbias_;           // [slice][kPre][lane]
   Buffer<T> units_;           // [member][row of the chunk][lane]: of one slice and pre-activation
   Packed<T> x_, h_, hidden_;  // at depth k: row k of the chunk
