@@ -74,9 +74,13 @@ class GateProduct {
   FUSED_RNN_INLINE void multiply(const Rows<T>& a, std::int64_t rows_of_a, std::int64_t r0,
                                  std::int64_t r1, std::int64_t g0, std::int64_t g1, R&& rows,
                                  F&& f) const {
-    if (weights_ == Weights::kPacked && strips_ > 1) {
-      multiply_strips(a, r0, r1, g0, g1, f);
-    } else if (weights_ == Weights::kPacked) {
+    if constexpr (kBestWidth < kMaxWidth) {
+      if (weights_ == Weights::kPacked && strips_ > 1) {
+        multiply_strips(a, r0, r1, g0, g1, f);
+        return;
+      }
+    }
+    if (weights_ == Weights::kPacked) {
       w_.multiply(a, r0, r1, g0, g1, f);
     } else if (weights_ == Weights::kDots) {
       multiply_unpacked<S>(a, depth_, width_, w_.vectors, r0, r1, g0, g1, rows, f);
