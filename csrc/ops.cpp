@@ -138,6 +138,16 @@ struct NoMarks {
 
 std::string simd_level() { return cpu::level().name; }
 
+// The level that runs a dense problem.
+std::string simd_level_of(std::string cell, torch::headeronly::ScalarType dtype, std::int64_t T,
+                          std::int64_t N, std::int64_t H, std::int64_t P) {
+  ScanArgs a{};
+  a.cell = checked_cell(cell);
+  a.dtype = checked_dtype(dtype);
+  a.T = T, a.N = N, a.I = 1, a.H = H, a.P = P;
+  return cpu::level().name_for(a);
+}
+
 // Elements of `saved` for each row of the data: what tells torch's tracers its size.
 std::int64_t saved_per_row(std::string cell, torch::headeronly::ScalarType dtype, std::int64_t H) {
   STD_TORCH_CHECK(H > 0, "fused_rnn: H should be positive, got ", H);
@@ -153,6 +163,7 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   define_ops(m);
   define_marked_ops(m);
   m.def("simd_level() -> str");
+  m.def("simd_level_of(str cell, ScalarType dtype, int T, int N, int H, int P) -> str");
   m.def("saved_per_row(str cell, ScalarType dtype, int H) -> int");
 }
 
@@ -164,6 +175,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("simd_level", TORCH_BOX(&simd_level));
+  m.impl("simd_level_of", TORCH_BOX(&simd_level_of));
   m.impl("saved_per_row", TORCH_BOX(&saved_per_row));
 }
 

@@ -71,6 +71,9 @@ struct Level {
   std::int64_t (*saved_elements)(const ScanArgs&);
   void (*forward)(const ForwardArgs&);
   void (*backward)(const BackwardArgs&);
+  // The level that runs a problem whose numbers it can carry: this one, or one that it gives it to. No
+  // pointer of it is read.
+  const char* (*name_for)(const ScanArgs&);
 };
 
 // The best level this machine has; FUSED_RNN_SIMD = amx | avx512 | avx2 | portable asks

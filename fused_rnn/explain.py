@@ -39,7 +39,8 @@ class Row:
         backend: the name of the backend, or ``"torch.nn"``
         refusals: for each other backend, why it did not run
         calls: how many times the module was called with this result
-        how: where a GPU's kernels ran, how the steps lie on it; or ``None``
+        how: where the compiled kernels ran, their SIMD level on a CPU, or how the steps lie on a
+            GPU; or ``None``
         why: where :func:`fused_rnn.tune` measured it, what it found: ``"measured: 1.80x over
             torch.nn"``; or ``None``
     """
@@ -110,8 +111,8 @@ def explain(module: nn.Module, *inputs: Any, **kwargs: Any) -> Explanation:
         an iterable of rows, one for each layer and direction of each recurrent module that ran,
         with ``module``, ``layer``, ``direction``, ``backend`` (``"torch.nn"`` where no backend took
         it), ``refusals`` (a dictionary from each other backend to its reason), ``calls``, ``how``
-        (on a GPU: all steps in one launch, or why step by step) and ``why`` (what was measured);
-        its ``str()`` is a table
+        (the SIMD level on a CPU; on a GPU: all steps in one launch, or why step by step) and
+        ``why`` (what was measured); its ``str()`` is a table
 
     Raises:
         RuntimeError: if a backend chosen by name cannot run a layer

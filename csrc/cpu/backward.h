@@ -18,7 +18,7 @@ class BackwardScan {
       : a_(a),
         s_(a),
         steps_(a),
-        bands_(cut_into_bands(steps_, band_limit(a, s_.widest()))),
+        bands_(cut_into_bands(a, steps_, band_limit(a, s_.widest()))),
         band_rows_(band_rows(bands_)),
         capacity_(std::min(steps_.total(), std::max(band_rows_, kBackwardChunkRows))),
         streamed_(streams(static_cast<std::int64_t>(bands_.size()) * steps_.T)),
@@ -49,16 +49,15 @@ class BackwardScan {
                                                             unprojected_.get()};
     for (const Band& band : bands_) {
       m.run(band.N, [&](std::int64_t n) { prepare_row(band, n); });
-      Chunk now{band.T, band.T, 0};
-      while (now.begin > band.from) {
-        const std::int64_t begin = chunk_begin(band, now.begin, capacity_);
-        now = {begin, now.begin, band.first_row(begin, now.begin)};
+      Chunk now{band.T, band.T, 0, 0};
+      while (now.begin > 0) {
+        now = chunk_of(band, chunk_begin(band, now.begin, capacity_), now.begin);
         for (std::int64_t k = now.end - 1; k >= now.begin; --k) {
           step(m, band, k, now);
         }
         gradients_.accumulate(m, band, now, source);
       }
-      step(m, band, band.from - 1, now);
+      step(m, band, -1, now);
       finish(m, band);
     }
     gradients_.finish(m);
@@ -77,7 +76,7 @@ class BackwardScan {
     }
   }
 
-  // Where a band stands in a scan step.
+  // Where a band stands in one of its steps.
   struct Here {
     std::int64_t first;         // its first sequence's
     std::int64_t row, before;   // row of the scan in this step, and in the one before it
@@ -99,7 +98,7 @@ class BackwardScan {
     }
   }
 
-  // Sequences of scan step k from the dgates of step k + 1. Those that ended at k have no later
+  // Sequences of the band's step k from the dgates of step k + 1. Those that ended at k have no later
   // step; those that began at k + 1 (all of them before the first step) give the initial state's
   // gradient instead, where it is wanted.
   void step(Team::Member& m, const Band& band, std::int64_t k, const Chunk& to) {

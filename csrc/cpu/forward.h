@@ -18,13 +18,13 @@ class ForwardScan {
       : a_(a),
         s_(a),
         steps_(a),
-        bands_(cut_into_bands(steps_, band_limit(a, s_.widest()))),
+        bands_(cut_into_bands(a, steps_, band_limit(a, s_.widest()))),
         band_rows_(band_rows(bands_)),
         members_(members),
         capacity_(std::min(steps_.total(), std::max(band_rows_, kForwardChunkRows))),
-        product_(choose_product()),
-        w_ih_(s_.slices * G, product_ == Product::kPacked ? s_.I : 0, gate_width(), !kTraining),
-        w_hh_(s_.slices * G, product_ == Product::kPacked ? s_.R : 0, gate_width()),
+        weights_(choose_weights(a, steps_.total(), !std::is_same<S, T>::value)),
+        w_ih_(weights_, s_.slices * G, s_.I, gate_width(), capacity_, !kTraining),
+        w_hh_(weights_, s_.slices * G, s_.R, gate_width(), band_rows_),
         bias_(s_.slices * kPre * kW),
         gates_x_(s_.slices * capacity_ * G * kW),
         state_(kHasState ? band_rows_ * s_.Hp : 0) {
@@ -36,10 +36,6 @@ class ForwardScan {
       w_hr_ = Packed<T>(vectors, s_.H, balanced_width<T>(vectors, band_rows_, members));
       unprojected_ = Buffer<T>(band_rows_ * s_.Hp);
     }
-    if (product_ == Product::kTurned) {
-      x_turned_ = turned(capacity_, s_.I);
-      h_turned_ = turned(band_rows_, s_.R);
-    }
     if (!std::is_same<S, T>::value) {
       x_ = Buffer<T>(capacity_ * s_.I);
     }
@@ -49,12 +45,11 @@ class ForwardScan {
     m.run(w_ih_.groups(), [&](std::int64_t group) { prepare_weights(group); });
     for (const Band& band : bands_) {
       m.run(ceil_div(band.N, kRowsPerItem), [&](std::int64_t i) { prepare_rows(band, i); });
-      for (std::int64_t k = band.from; k < band.T;) {
-        const std::int64_t end = chunk_end(band, k, capacity_);
-        project_input(m, band, k, end);
-        const std::int64_t chunk = band.first_row(k, end);
-        for (; k < end; ++k) {
-          step(m, band, k, chunk);
+      for (std::int64_t k = 0; k < band.T;) {
+        const Chunk chunk = chunk_of(band, k, chunk_end(band, k, capacity_));
+        project_input(m, chunk);
+        for (; k < chunk.end; ++k) {
+          step(m, band, k, chunk.row);
         }
       }
     }
@@ -63,7 +58,7 @@ class ForwardScan {
  private:
   static constexpr std::int64_t kRowsPerItem = 16;
 
-  // Where a band's first sequence stands in a scan step, and where its h goes.
+  // Where a band's first sequence stands in a step, and where its h goes.
   struct Here {
     std::int64_t first;      // sequence of the scan
     std::int64_t row;        // of the scan
@@ -71,23 +66,6 @@ class ForwardScan {
     std::int64_t going_on;   // sequences that have a next step
     T* h;                    // (n, Rp)
   };
-
-  static Packed<T> turned(std::int64_t rows, std::int64_t columns) {
-    const std::int64_t vectors = ceil_div(rows, kW);
-    return Packed<T>(vectors, columns,
-                     static_cast<int>(std::min<std::int64_t>(vectors, kMaxWidth)));
-  }
-
-  // Packing the weights costs about as much as the products of some tens of rows with them.
-  enum class Product { kPacked, kDots, kTurned };
-  Product choose_product() const {
-    constexpr std::int64_t kFew = 8, kSome = 96;
-    if (steps_.total() <= kFew) {
-      return Product::kDots;
-    }
-    return std::is_same<S, T>::value && steps_.T == 1 && a_.N <= kSome ? Product::kTurned
-                                                                       : Product::kPacked;
-  }
 
   // An LSTM's or GRU's tile is one slice with all its gates; the RNN has room for several slices.
   int gate_width() const { return G > 1 ? G : balanced_width<T>(s_.slices, band_rows_, members_); }
@@ -98,11 +76,9 @@ class ForwardScan {
   }
 
   void prepare_weights(std::int64_t group) {
-    if (product_ == Product::kPacked) {
-      pack_rows<S>(w_ih_, s_.I, group, [&](std::int64_t q) { return w_ih_rows(q); });
-      pack_rows<S>(w_hh_, s_.R, group, [&](std::int64_t q) { return w_hh_rows(q); });
-    }
-    const std::int64_t first = group * w_ih_.width / G, last = first + w_ih_.width_of(group) / G;
+    w_ih_.prepare(group, [&](std::int64_t q) { return w_ih_rows(q); });
+    w_hh_.prepare(group, [&](std::int64_t q) { return w_hh_rows(q); });
+    const std::int64_t first = group * w_ih_.width() / G, last = first + w_ih_.width_of(group) / G;
     for (std::int64_t slice = first; slice < last; ++slice) {
       for (int p = 0; p < kPre; ++p) {
         store<T>(bias_.get() + (slice * kPre + p) * kW, gate_bias<Cell, S>(a_, s_, slice, p));
@@ -140,9 +116,9 @@ class ForwardScan {
     }
   }
 
-  void project_input(Team::Member& m, const Band& band, std::int64_t k, std::int64_t end) {
-    const std::int64_t first_row = band.first_row(k, end), rows = band.rows(k, end);
-    const S* x = static_cast<const S*>(a_.x) + first_row * s_.I;
+  void project_input(Team::Member& m, const Chunk& chunk) {
+    const std::int64_t rows = chunk.rows;
+    const S* x = static_cast<const S*>(a_.x) + chunk.row * s_.I;
     Rows<T> in{x_.get(), s_.I, s_.I};
     if constexpr (std::is_same<S, T>::value) {
       in.data = x;
@@ -155,7 +131,7 @@ class ForwardScan {
         }
       });
     }
-    const Grid grid = make_grid(m, in, rows, x_turned_);
+    const Grid grid = w_ih_.grid(m, in, rows);
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t r0, std::int64_t r1) {
         const auto take = [&](std::int64_t row, int height, const V* sums, std::int64_t q,
@@ -169,39 +145,10 @@ class ForwardScan {
             }
           }
         };
-        multiply(
-            in, w_ih_, s_.I, x_turned_, rows, r0, r1, g0, g1,
-            [&](std::int64_t q) { return w_ih_rows(q); }, take);
+        w_ih_.multiply(
+            in, rows, r0, r1, g0, g1, [&](std::int64_t q) { return w_ih_rows(q); }, take);
       });
     });
-  }
-
-  // The cut of a product's work; where A is to be turned, that comes first.
-  Grid make_grid(Team::Member& m, const Rows<T>& a, std::int64_t rows, Packed<T>& turned) const {
-    if (product_ != Product::kTurned) {
-      return Grid(w_ih_.groups(), rows, m.members());
-    }
-    m.run(ceil_div(rows, turned.width * kW), [&](std::int64_t group) {
-      pack_rows<T>(turned, a.row, group, [&](std::int64_t q) {
-        return RowBlock<T>{a.data + q * kW * a.row, std::clamp<std::int64_t>(rows - q * kW, 0, kW)};
-      });
-    });
-    return Grid(w_ih_.groups(), 1, m.members());
-  }
-
-  // A times one of the gate matrices, in the way chosen for this call.
-  template <class R, class F>
-  FUSED_RNN_INLINE void multiply(const Rows<T>& a, const Packed<T>& w, std::int64_t w_row,
-                                 const Packed<T>& turned, std::int64_t rows_of_a, std::int64_t r0,
-                                 std::int64_t r1, std::int64_t g0, std::int64_t g1, R&& rows,
-                                 F&& f) {
-    if (product_ == Product::kPacked) {
-      w.multiply(a, r0, r1, g0, g1, f);
-    } else if (product_ == Product::kDots) {
-      multiply_unpacked<S>(a, w_row, w.width, w.vectors, r0, r1, g0, g1, rows, f);
-    } else if constexpr (std::is_same<S, T>::value) {
-      multiply_turned(turned, w_row, w.width, w.vectors, rows_of_a, g0, g1, rows, f);
-    }
   }
 
   T* gates_x(std::int64_t slice, std::int64_t chunk_row) const {
@@ -213,7 +160,7 @@ class ForwardScan {
     const Here here{band.first, band.begin(k), band.begin(k) - chunk, band.batch(k + 1),
                     h_[(k + 1) % 2].get()};
     const std::int64_t batch = band.batch(k);
-    const Grid grid = make_grid(m, h, batch, h_turned_);
+    const Grid grid = w_hh_.grid(m, h, batch);
     m.run(grid.items(), [&](std::int64_t i) {
       grid.item(i, [&](std::int64_t g0, std::int64_t g1, std::int64_t n0, std::int64_t n1) {
         const auto take = [&](std::int64_t n, int height, const V* sums, std::int64_t q,
@@ -224,9 +171,8 @@ class ForwardScan {
             }
           }
         };
-        multiply(
-            h, w_hh_, s_.R, h_turned_, batch, n0, n1, g0, g1,
-            [&](std::int64_t q) { return w_hh_rows(q); }, take);
+        w_hh_.multiply(
+            h, batch, n0, n1, g0, g1, [&](std::int64_t q) { return w_hh_rows(q); }, take);
       });
     });
     if (s_.P > 0) {
@@ -311,9 +257,9 @@ class ForwardScan {
   const std::int64_t band_rows_;
   const int members_;
   const std::int64_t capacity_;  // rows of a chunk
-  const Product product_;
-  Packed<T> w_ih_, w_hh_, w_hr_;
-  Packed<T> x_turned_, h_turned_;
+  const Weights weights_;
+  GateProduct<S> w_ih_, w_hh_;
+  Packed<T> w_hr_;
   Buffer<T> bias_;         // [slice][kPre][lane]
   Buffer<T> gates_x_;      // [slice][row of the chunk][kGates][lane]
   Buffer<T> state_;        // (n, Hp)

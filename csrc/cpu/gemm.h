@@ -11,6 +11,11 @@ namespace FUSED_RNN_LEVEL {
 
 constexpr int kMaxWidth = 4;
 
+// Vectors of a group where any number will do. Of 16 registers four leave room for two rows: B comes from
+// the second-level cache for each two, which then is the limit, and the sums are too few to hide what an
+// addition takes. Two leave room for six.
+constexpr int kBestWidth = FUSED_RNN_VECTOR_REGISTERS >= 32 ? 4 : 2;
+
 // Rows of A for a tile of `width` vectors: as many sums as registers hold beside B and one of A.
 constexpr int max_rows(int width) {
   const int rows = (FUSED_RNN_VECTOR_REGISTERS - width - 1) / width;
@@ -66,8 +71,10 @@ struct RowSums {
 // each.
 constexpr std::int64_t kTermsPerFold = 128;
 
+// The sums of a row of A stand out_step vectors after those of the one before.
 template <class T, int kRows, int kWidth>
-void tile_kernel(const Rows<T>& a, const T* b, std::int64_t b_step, Vec<T>* out) {
+void tile_kernel(const Rows<T>& a, const T* b, std::int64_t b_step, Vec<T>* out,
+                 std::int64_t out_step) {
   RowSums<T, kWidth> s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{};
   const std::int64_t row = a.row, step = a.step;
   bool start = true;
@@ -96,13 +103,13 @@ void tile_kernel(const Rows<T>& a, const T* b, std::int64_t b_step, Vec<T>* out)
       const bool last = i + 1 == a.blocks && k == a.length;
       if (last || terms >= kTermsPerFold) {
         s0.fold(out, start);
-        if constexpr (kRows > 1) s1.fold(out + kWidth, start);
-        if constexpr (kRows > 2) s2.fold(out + 2 * kWidth, start);
-        if constexpr (kRows > 3) s3.fold(out + 3 * kWidth, start);
-        if constexpr (kRows > 4) s4.fold(out + 4 * kWidth, start);
-        if constexpr (kRows > 5) s5.fold(out + 5 * kWidth, start);
-        if constexpr (kRows > 6) s6.fold(out + 6 * kWidth, start);
-        if constexpr (kRows > 7) s7.fold(out + 7 * kWidth, start);
+        if constexpr (kRows > 1) s1.fold(out + out_step, start);
+        if constexpr (kRows > 2) s2.fold(out + 2 * out_step, start);
+        if constexpr (kRows > 3) s3.fold(out + 3 * out_step, start);
+        if constexpr (kRows > 4) s4.fold(out + 4 * out_step, start);
+        if constexpr (kRows > 5) s5.fold(out + 5 * out_step, start);
+        if constexpr (kRows > 6) s6.fold(out + 6 * out_step, start);
+        if constexpr (kRows > 7) s7.fold(out + 7 * out_step, start);
         start = false;
         terms = 0;
       }
@@ -111,7 +118,7 @@ void tile_kernel(const Rows<T>& a, const T* b, std::int64_t b_step, Vec<T>* out)
 }
 
 template <class T>
-using TileKernel = void (*)(const Rows<T>&, const T*, std::int64_t, Vec<T>*);
+using TileKernel = void (*)(const Rows<T>&, const T*, std::int64_t, Vec<T>*, std::int64_t);
 
 template <class T, int kWidth, int... kRows>
 constexpr TileKernel<T> pick(int rows, std::integer_sequence<int, kRows...>) {
@@ -143,8 +150,20 @@ FUSED_RNN_INLINE void for_tiles(const Rows<T>& a, std::int64_t begin, std::int64
   for (std::int64_t i = 0; i < tiles; ++i) {
     const std::int64_t first = begin + rows * i / tiles, last = begin + rows * (i + 1) / tiles;
     const int height = static_cast<int>(last - first);
-    tile_for<T>(height, width)(a.from(first), b, b_step, sums);
+    tile_for<T>(height, width)(a.from(first), b, b_step, sums, width);
     f(first, height, sums);
+  }
+}
+
+// The same, into `sums` for all of the rows.
+template <class T>
+void sum_tiles(const Rows<T>& a, std::int64_t begin, std::int64_t end, const T* b,
+               std::int64_t b_step, int width, Vec<T>* sums, std::int64_t out_step) {
+  const std::int64_t rows = end - begin, tiles = ceil_div<std::int64_t>(rows, max_rows(width));
+  for (std::int64_t i = 0; i < tiles; ++i) {
+    const std::int64_t first = rows * i / tiles, last = rows * (i + 1) / tiles;
+    tile_for<T>(static_cast<int>(last - first), width)(a.from(begin + first), b, b_step,
+                                                       sums + first * out_step, out_step);
   }
 }
 
@@ -187,7 +206,7 @@ struct Packed {
 // A width at which every member has a group, if narrow tiles can give it that.
 template <class T>
 int balanced_width(std::int64_t vectors, std::int64_t rows, int members) {
-  int width = kMaxWidth;
+  int width = kBestWidth;
   while (width > 1 && vectors < static_cast<std::int64_t>(width) * members && rows < 4 * members) {
     width /= 2;
   }

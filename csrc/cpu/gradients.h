@@ -5,11 +5,6 @@
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
 
-struct Chunk {
-  std::int64_t begin, end;  // scan steps
-  std::int64_t row;         // the first of its rows
-};
-
 // Gradients of kGates pre-activations from first_pre on, all slices of them along K.
 template <class Cell, class T>
 Rows<T> gate_rows(const T* dgates, std::int64_t slices, std::int64_t rows, std::int64_t row,
@@ -20,71 +15,6 @@ Rows<T> gate_rows(const T* dgates, std::int64_t slices, std::int64_t rows, std::
   r.blocks = slices;
   r.block = rows * kPre * kW;
   return r;
-}
-
-// A weight gradient in T: the user's tensor itself where that is T's, scratch elsewhere.
-template <class S>
-struct Gradient {
-  using T = typename ComputeType<S>::type;
-  Gradient(void* user_, std::int64_t n_)
-      : user(static_cast<S*>(user_)), n(n_), scratch(user != nullptr && !kDirect ? n : 0) {}
-  static constexpr bool kDirect = std::is_same<S, T>::value;
-  T* data() const {
-    if constexpr (kDirect) {
-      return user;
-    } else {
-      return scratch.get();
-    }
-  }
-  S* user;
-  std::int64_t n;
-  Buffer<T> scratch;
-};
-
-// Rows of vectors `step` apart, added up. Pairwise above kTermsPerFold rows: the rounding error must
-// not grow with the batch.
-template <class T>
-Vec<T> sum_rows(const T* d, std::int64_t step, std::int64_t rows) {
-  if (rows > kTermsPerFold) {
-    const std::int64_t half = rows / 2;
-    return sum_rows(d, step, half) + sum_rows(d + half * step, step, rows - half);
-  }
-  Vec<T> sum{};
-  for (std::int64_t r = 0; r < rows; ++r) {
-    sum += load(d + r * step);
-  }
-  return sum;
-}
-
-// Hands the sums over to the user: biases' from `dbias` [slice][kPre][lane].
-template <class Cell, class S, class T>
-void finish_gradients(Team::Member& m, const BackwardArgs& a, const Shape<Cell, S>& s,
-                      const T* dbias, std::initializer_list<const Gradient<S>*> weights) {
-  constexpr std::int64_t kW = kLanes<T>;
-  constexpr int kPre = Cell::kPre;
-  m.run(s.slices, [&](std::int64_t slice) {
-    for (int p = 0; p < kPre; ++p) {
-      const std::int64_t unit = Cell::order(p) * s.H + slice * kW;
-      const Vec<T> db = load(dbias + (slice * kPre + p) * kW);
-      if (a.db_ih != nullptr && p < Cell::kGates) {
-        store<S>(static_cast<S*>(a.db_ih) + unit, db, s.valid(slice));
-      }
-      if (a.db_hh != nullptr && p >= Cell::kRecurrent) {
-        store<S>(static_cast<S*>(a.db_hh) + unit, db, s.valid(slice));
-      }
-    }
-  });
-  if constexpr (!Gradient<S>::kDirect) {
-    constexpr std::int64_t kPiece = 16384;
-    for (const Gradient<S>* g : weights) {
-      m.run(g->user != nullptr ? ceil_div(g->n, kPiece) : 0, [&](std::int64_t i) {
-        const std::int64_t end = std::min(g->n, (i + 1) * kPiece);
-        for (std::int64_t j = i * kPiece; j < end; ++j) {
-          g->user[j] = narrow<S>(g->data()[j]);
-        }
-      });
-    }
-  }
 }
 
 template <class Cell, class S>
@@ -113,13 +43,13 @@ class OperandGradients {
                                                           : StreamedWeights<Cell, S>()),
         panel_slices_(w_ih_streamed_.used() ? 0 : choose_panel_slices()),
         w_ih_(a.dx != nullptr && !w_ih_streamed_.used() ? vectors(s.I) : 0,
-              panel_slices_ > 0 ? 0 : s.slices * G * kW, kMaxWidth),
-        panels_(a.dx != nullptr ? members * panel_slices_ * G * kW * kMaxWidth * kW : 0),
+              panel_slices_ > 0 ? 0 : s.slices * G * kW, kBestWidth),
+        panels_(a.dx != nullptr ? members * panel_slices_ * G * kW * kBestWidth * kW : 0),
         dbias_(s.slices * kPre * kW),
         units_(members * capacity * kW),
-        x_(a.dw_ih != nullptr ? vectors(s.I) : 0, capacity, kMaxWidth),
-        h_(a.dw_hh != nullptr ? vectors(s.R) : 0, capacity, kMaxWidth),
-        hidden_(a.dw_hr != nullptr ? vectors(s.H) : 0, capacity, kMaxWidth),
+        x_(a.dw_ih != nullptr ? vectors(s.I) : 0, capacity, kBestWidth),
+        h_(a.dw_hh != nullptr ? vectors(s.R) : 0, capacity, kBestWidth),
+        hidden_(a.dw_hr != nullptr ? vectors(s.H) : 0, capacity, kBestWidth),
         dw_ih_(a.dw_ih, G * s.H * s.I),
         dw_hh_(a.dw_hh, G * s.H * s.R),
         dw_hr_(a.dw_hr, s.P * s.H) {}
@@ -130,18 +60,17 @@ class OperandGradients {
 
   // Adds what a chunk's steps contribute.
   void accumulate(Team::Member& m, const Band& band, const Chunk& c, const Source& from) {
-    const std::int64_t rows = band.rows(c.begin, c.end);
-    stage(m, band, c, from, rows);
+    stage(m, band, c, from);
     const bool add = band.first > 0 || c.end < band.T;  // not the first chunk
-    const Grid dx = w_ih_streamed_.used() ? w_ih_streamed_.grid(rows, m.members())
-                                          : Grid(w_ih_.groups(), rows, m.members());
+    const Grid dx = w_ih_streamed_.used() ? w_ih_streamed_.grid(c.rows, m.members())
+                                          : Grid(w_ih_.groups(), c.rows, m.members());
     const std::int64_t dx_items = a_.dx != nullptr ? dx.items() : 0;
     const std::int64_t projections = s_.P > 0 && a_.dw_hr != nullptr ? ceil_div(s_.P, kW) : 0;
     m.run(s_.slices + projections + dx_items, [&](std::int64_t i) {
       if (i < s_.slices) {
-        slice_weights(m, band, c, from, rows, i, add);
+        slice_weights(m, band, c, from, i, add);
       } else if (i < s_.slices + projections) {
-        projection_weights(from, rows, i - s_.slices, add);
+        projection_weights(from, c.rows, i - s_.slices, add);
       } else {
         input_gradient(m, c, from, dx, i - s_.slices - projections);
       }
@@ -173,10 +102,9 @@ class OperandGradients {
   }
 
   // What the gradients of a chunk meet, as B of the products: x, and h of the step before.
-  void stage(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
-             std::int64_t rows) {
-    m.run(ceil_div(rows, kRowsPerItem), [&](std::int64_t i) {
-      const std::int64_t r0 = i * kRowsPerItem, r1 = std::min(r0 + kRowsPerItem, rows);
+  void stage(Team::Member& m, const Band& band, const Chunk& c, const Source& from) {
+    m.run(ceil_div(c.rows, kRowsPerItem), [&](std::int64_t i) {
+      const std::int64_t r0 = i * kRowsPerItem, r1 = std::min(r0 + kRowsPerItem, c.rows);
       for (std::int64_t k = c.begin; k < c.end; ++k) {
         const std::int64_t first = band.begin(k) - c.row, begun = band.batch(k - 1);
         const std::int64_t last = std::min(first + band.batch(k), r1);
@@ -208,23 +136,23 @@ class OperandGradients {
   // A slice's gradients of one pre-activation after the other stand together for its products: where
   // they lie, all of a chunk would share a few sets of the first-level cache.
   void slice_weights(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
-                     std::int64_t rows, std::int64_t slice, bool add) {
+                     std::int64_t slice, bool add) {
     const T* const d = from.dgates + slice * capacity_ * kPre * kW;
     T* const units = units_.get() + m.id() * capacity_ * kW;
     const std::int64_t unit = slice * kW, valid = s_.valid(slice);
     for (int p = 0; p < kPre; ++p) {
-      for (std::int64_t row = 0; row < rows; ++row) {
+      for (std::int64_t row = 0; row < c.rows; ++row) {
         store<T>(units + row * kW, load(d + (row * kPre + p) * kW));
       }
-      const V sum = sum_rows(units, kW, rows);
+      const V sum = sum_rows(units, kW, c.rows);
       T* total = dbias_.get() + (slice * kPre + p) * kW;
       store<T>(total, add ? load(total) + sum : sum);
       const std::int64_t first = Cell::order(p) * s_.H + unit;
       if (p < G) {
-        outer(rows, units, kW, valid, x_, s_.I, dw_ih_.data() + first * s_.I, add);
+        outer(c.rows, units, kW, valid, x_, s_.I, dw_ih_.data() + first * s_.I, add);
       }
       if (p >= kRecurrent) {
-        outer(rows, units, kW, valid, h_, s_.R, dw_hh_.data() + first * s_.R, add);
+        outer(c.rows, units, kW, valid, h_, s_.R, dw_hh_.data() + first * s_.R, add);
       }
     }
     const std::int64_t edge = (band.begin(c.begin) - c.row) * kPre * kW;
@@ -240,6 +168,11 @@ class OperandGradients {
   // out[u][j] (+)= sum over rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
   void outer(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
              const Packed<T>& in, std::int64_t columns, T* out, bool add) {
+    constexpr std::int64_t kFew = 8;
+    if (rows <= kFew) {
+      outer_of_few(rows, d, d_step, units, in, columns, out, add);
+      return;
+    }
     Rows<T> a{d, 1, rows};
     a.step = d_step;
     in.multiply(
@@ -253,6 +186,47 @@ class OperandGradients {
             }
           }
         });
+  }
+
+  // The same, a row of `out` after the other: a tile of so few terms takes longer to be begun and handed
+  // over than to be summed up.
+  static void outer_of_few(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
+                           const Packed<T>& in, std::int64_t columns, T* out, bool add) {
+    for (std::int64_t u = 0; u < units; ++u, ++d, out += columns) {
+      for (std::int64_t g = 0; g < in.groups(); ++g) {
+        const std::int64_t first = g * in.width * kW, width = in.width_of(g);
+        const std::int64_t step = in.step_of(g);
+        if (width == kBestWidth && first + width * kW <= columns) {
+          few_terms<kBestWidth>(rows, d, d_step, in.group(g), step, out + first, kW, add);
+          continue;
+        }
+        for (std::int64_t v = 0; v < width; ++v) {
+          const std::int64_t column = first + v * kW;
+          few_terms<1>(rows, d, d_step, in.group(g) + v * kW, step, out + column,
+                       std::min(kW, columns - column), add);
+        }
+      }
+    }
+  }
+
+  // p[j] (+)= sum over rows r of d[r * d_step] * b[r * b_step + j], for kWidth vectors of `valid` values.
+  template <int kWidth>
+  static FUSED_RNN_INLINE void few_terms(std::int64_t rows, const T* d, std::int64_t d_step,
+                                         const T* b, std::int64_t b_step, T* p, std::int64_t valid,
+                                         bool add) {
+    RowSums<T, kWidth> sums{};
+    for (std::int64_t r = 0; r < rows; ++r, d += d_step, b += b_step) {
+      V bv[kWidth];
+#pragma GCC unroll 4
+      for (int v = 0; v < kWidth; ++v) {
+        bv[v] = load(b + v * kW);
+      }
+      sums.add(*d, bv);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v, p += kW) {
+      store<T>(p, add ? load(p, valid) + sums.v[v] : sums.v[v], valid);
+    }
   }
 
   void input_gradient(Team::Member& m, const Chunk& c, const Source& from, const Grid& grid,
@@ -270,7 +244,7 @@ class OperandGradients {
         w_ih_.multiply(dgates, r0, r1, g0, g1, whole);
         return;
       }
-      T* const panel = panels_.get() + m.id() * panel_slices_ * G * kW * kMaxWidth * kW;
+      T* const panel = panels_.get() + m.id() * panel_slices_ * G * kW * kBestWidth * kW;
       for (std::int64_t g = g0; g < g1; ++g) {
         const std::int64_t q = g * w_ih_.width;
         const int width = w_ih_.width_of(g);
@@ -306,7 +280,7 @@ class OperandGradients {
   StreamedWeights<Cell, S> w_ih_streamed_;
   const std::int64_t panel_slices_;  // of a panel of W_ih; 0 where it is packed as a whole
   Packed<T> w_ih_;
-  Buffer<T> panels_;          // [member][depth of a panel][kMaxWidth][lane]
+  Buffer<T> panels_;          // [member][depth of a panel][kBestWidth][lane]
   Buffer<T> dbias_;           // [slice][kPre][lane]
   Buffer<T> units_;           // [member][row of the chunk][lane]: of one slice and pre-activation
   Packed<T> x_, h_, hidden_;  // at depth k: row k of the chunk

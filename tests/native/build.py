@@ -37,6 +37,8 @@ if os.uname().machine == "x86_64":
 # Of the bench alone, where there is an amx level (tiles_level.cpp): what csrc/cpu/tiles/ has, on
 # AMX's registers and on their model in plain C++.
 TILES = {"amx_always": "Amx", "amx_model": "TileModel"}
+# Where the CPU has no AVX-512, the model is one of its vectors too.
+MODELLED_VECTORS = ("-DFUSED_RNN_TABLES=TableModel", "-mavx2", "-mfma")
 
 
 class Unit(NamedTuple):
@@ -190,9 +192,18 @@ def levels_of(library: Path) -> dict[str, tuple[str | None, int]]:
     return {level: row for level, row in LEVELS.items() if is_built(level)}
 
 
+def vectors_are_modelled() -> bool:
+    """Return whether the model of the tile registers does without AVX-512."""
+    return "avx512f" not in Path("/proc/cpuinfo").read_text().split()
+
+
 def _tiles_unit(level: str, target: str | None, bytes_: int) -> Unit:
     defines = [f"-DFUSED_RNN_LEVEL={level}", f"-DFUSED_RNN_BELOW={level}_below"]
-    defines += [f"-DFUSED_RNN_TILES={TILES[level]}", f'-DFUSED_RNN_TARGET="{target}"']
+    defines.append(f"-DFUSED_RNN_TILES={TILES[level]}")
+    if level == "amx_model" and vectors_are_modelled():
+        defines += MODELLED_VECTORS
+    else:
+        defines.append(f'-DFUSED_RNN_TARGET="{target}"')
     defines += [f"-DFUSED_RNN_VECTOR_BYTES={bytes_}", "-DFUSED_RNN_VECTOR_REGISTERS=32"]
     warnings = ("-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter")
     return Unit(NATIVE / "tiles_level.cpp", (*shipped_flags(), "-O1", *warnings, "-fPIC", *defines))
@@ -220,7 +231,8 @@ def bench_target() -> Target:
         units.append(Unit(NATIVE / "math_level.cpp", flags))
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     flags = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden", *includes)
-    units.append(Unit(NATIVE / "bench.cpp", (*flags, linked)))
+    modelled = ("-DFUSED_RNN_MODELLED_VECTORS",) if vectors_are_modelled() else ()
+    units.append(Unit(NATIVE / "bench.cpp", (*flags, *modelled, linked)))
     name = f"bench/_bench{sysconfig.get_config_var('EXT_SUFFIX')}"
     return Target(name, tuple(units), ("-shared", "-pthread"), (library,))
 

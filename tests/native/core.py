@@ -14,7 +14,15 @@ from _pytest.mark import ParameterSet
 from fused_rnn.backends import Inputs, native
 from fused_rnn.cells import CELLS
 
-from .build import LEVELS, TILES, UnbuildableError, bench, levels_of, shipped_library
+from .build import (
+    LEVELS,
+    TILES,
+    UnbuildableError,
+    bench,
+    levels_of,
+    shipped_library,
+    vectors_are_modelled,
+)
 
 GRADIENTS = tuple(f"d{name}" for name in Inputs._fields)
 
@@ -40,7 +48,9 @@ def _lacks(level: str) -> str | None:
 def _tiles_lack(level: str) -> str | None:
     if native.available() is None and "amx" not in levels_of(shipped_library()):
         return "the module was built without amx"
-    return _lacks("amx" if level == "amx_always" else "avx512")
+    if level == "amx_always":
+        return _lacks("amx")
+    return _lacks("avx2" if vectors_are_modelled() else "avx512")
 
 
 def _marked(level: str, reason: str | None) -> ParameterSet:

@@ -19,6 +19,11 @@ namespace fused_rnn::bench {
 // What csrc/cpu/levels.cpp asks for. Null: nothing is missing.
 inline const char* lacks(const char* level) {
 #if defined(__x86_64__)
+#if defined(FUSED_RNN_MODELLED_VECTORS)
+  if (std::strcmp(level, "amx_model") == 0) {
+    return lacks("avx2");
+  }
+#endif
   if (std::strncmp(level, "amx", 3) == 0) {
     const char* const missing = lacks("avx512");  // for the model of its registers too
     return missing != nullptr || std::strcmp(level, "amx_model") == 0 ? missing : amx_missing();

@@ -1,9 +1,11 @@
 // The kernels of csrc/cpu/tiles/ once more, as a level that takes all that tiles can, whether it pays or
 // not, and throws where they cannot. FUSED_RNN_LEVEL and FUSED_RNN_TILES, the registers or their model,
-// stand on the command line, and with them what level_amx.h says.
+// stand on the command line, and with them what level_amx.h says; or, without its target, FUSED_RNN_TABLES,
+// a model of AVX-512's tables: then the compiler makes of 64 bytes what registers it has.
 #include <stdexcept>
 
 #include "../../csrc/cpu/tiles/amx.h"
+#include "table_model.h"
 #include "tile_model.h"
 
 #define FUSED_RNN_TILES_ALWAYS
@@ -32,6 +34,7 @@ std::int64_t saved_elements(const ScanArgs& a) {
 
 extern const cpu::Level kLevel;
 const cpu::Level kLevel = {"nothing", saved_elements, [](const ForwardArgs&) { refuse(); },
-                           [](const BackwardArgs&) { refuse(); }};
+                           [](const BackwardArgs&) { refuse(); },
+                           [](const ScanArgs&) { return "nothing"; }};
 
 }  // namespace fused_rnn::FUSED_RNN_BELOW

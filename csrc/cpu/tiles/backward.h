@@ -1,5 +1,4 @@
-// One direction of one layer, backward, with the products on tiles: the time loop. As backward.h, but
-// that sequences are taken in parts.
+// One direction of one layer, backward, with the products on tiles: the time loop. As backward.h.
 #pragma once
 
 namespace fused_rnn {
@@ -19,16 +18,16 @@ class TileBackward {
       : a_(a),
         s_(a),
         steps_(a),
-        parts_(cut_batch(a)),
-        part_rows_(padded_part_rows(a.N)),
-        capacity_(std::max(std::min(part_rows_, a.N), std::min(steps_.total(), kTileDepthRows))),
+        bands_(cut_for_tiles(a, steps_)),
+        band_rows_(padded_band_rows(a.N)),
+        capacity_(std::max(std::min(band_rows_, a.N), std::min(steps_.total(), kTileDepthRows))),
         groups_(ceil_div<std::int64_t>(s_.slices, 2)),
-        w_hh_(s_.H, G * groups_, kP > 1 && cuts_weights(part_rows_, G * s_.H * s_.H, members)),
+        w_hh_(s_.H, G * groups_, kP > 1 && cuts_weights(band_rows_, G * s_.H * s_.H, members)),
         dgates_(s_.slices * capacity_ * kPre * kW),
         pieces_(capacity_, kPre * groups_, kP),
-        edge_(part_rows_, kPre * groups_, kP),
-        carry_(kHasState ? part_rows_ * s_.Hp : 0),
-        gradients_(a, s_, steps_, groups_, capacity_, members) {}
+        edge_(band_rows_, kPre * groups_, kP),
+        carry_(kHasState ? band_rows_ * s_.Hp : 0),
+        gradients_(a, s_, groups_, capacity_, members) {}
 
   bool carried() const {
     const std::uint32_t largest = largest_.load(std::memory_order_relaxed);
@@ -44,25 +43,23 @@ class TileBackward {
       }
     });
     const typename TileGradients<Cell, S>::Source source{dgates_.get(), &pieces_, &edge_};
-    for (const Part& part : parts_) {
-      m.run(part.steps.N, [&](std::int64_t i) { prepare_row(part, i); });
-      TileChunk now{part.steps.T, part.steps.T, 0, 0};
+    for (const Band& band : bands_) {
+      m.run(band.N, [&](std::int64_t i) { prepare_row(band, i); });
+      Chunk now{band.T, band.T, 0, 0};
       while (now.begin > 0) {
-        const std::int64_t begin = chunk_begin(part.steps, now.begin, capacity_);
-        now = {begin, now.begin, part.steps.first_row(begin, now.begin),
-               part.steps.rows(begin, now.begin)};
+        now = chunk_of(band.own, chunk_begin(band.own, now.begin, capacity_), now.begin);
         for (std::int64_t k = now.end - 1; k >= now.begin; --k) {
-          step(m, part, k, now);
+          step(m, band, k, now);
         }
-        if (!gradients_.accumulate(m, part, now, source)) {
+        if (!gradients_.accumulate(m, band, now, source)) {
           refuse();
         }
         if (refused_.load(std::memory_order_relaxed)) {  // as in TileForward::member
           return;
         }
       }
-      step(m, part, -1, now);
-      finish(m, part);
+      step(m, band, -1, now);
+      finish(m, band);
     }
     gradients_.finish(m);
   }
@@ -82,16 +79,16 @@ class TileBackward {
     });
   }
 
-  void prepare_row(const Part& part, std::int64_t i) {
+  void prepare_row(const Band& band, std::int64_t i) {
     for (std::int64_t slice = 0; kHasState && slice < s_.slices; ++slice) {
       const bool given = Cell::kHasCell && a_.dc_n != nullptr;
-      const S* const dc_n = static_cast<const S*>(a_.dc_n) + (part.first + i) * s_.H + slice * kW;
+      const S* const dc_n = static_cast<const S*>(a_.dc_n) + (band.first + i) * s_.H + slice * kW;
       store<T>(carry_at(slice, i), given ? load(dc_n, s_.valid(slice)) : V{});
     }
   }
 
   T* carry_at(std::int64_t slice, std::int64_t i) const {
-    return carry_.get() + (slice * part_rows_ + i) * kW;
+    return carry_.get() + (slice * band_rows_ + i) * kW;
   }
 
   // What the later step passes back to two slices of a pair of row tiles, [2 * tile of rows + slice],
@@ -102,28 +99,28 @@ class TileBackward {
   struct Pending {
     std::int64_t group = 0, first = 0, row = 0, end = 0, due = 0;
   };
-  // A scan step of a part: how many of its sequences have it, the one later and the one before, and where
-  // the rows of the first one stand.
+  // A step of a band: how many of its sequences have it, the one later and the one before, and where the
+  // rows of the first one stand.
   struct Here {
-    Here(const Steps& all, const Part& part, std::int64_t k, const TileChunk& to)
-        : batch(part.steps.batch(k)),
-          later(part.steps.batch(k + 1)),
-          before(part.steps.batch(k - 1)),
-          first(part.first),
-          row(scan_row(all, part, k, 0)),
-          row_before(scan_row(all, part, k - 1, 0)),
-          chunk_row(part.steps.begin(k) - to.row) {}
+    Here(const Band& band, std::int64_t k, const Chunk& to)
+        : batch(band.batch(k)),
+          later(band.batch(k + 1)),
+          before(band.batch(k - 1)),
+          first(band.first),
+          row(band.begin(k)),
+          row_before(band.begin(k - 1)),
+          chunk_row(band.own.begin(k) - to.row) {}
     const std::int64_t batch, later, before, first, row, row_before, chunk_row;
   };
 
   // As BackwardScan::step, a group of two slices at a time. The gates' gradients of one group run beside
   // the products of the next.
-  void step(Team::Member& m, const Part& part, std::int64_t k, const TileChunk& to) {
-    const Here here(steps_, part, k, to);
+  void step(Team::Member& m, const Band& band, std::int64_t k, const Chunk& to) {
+    const Here here(band, k, to);
     const std::int64_t inner = here.later;
     const bool inside = k >= to.begin && k + 1 < to.end;
     const RowPieces& from = inside ? pieces_ : edge_;
-    const std::int64_t row = inside ? part.steps.begin(k + 1) - to.row : 0;
+    const std::int64_t row = inside ? band.own.begin(k + 1) - to.row : 0;
     const std::int64_t rows = std::max(inner, here.batch);
     const Grid grid(groups_, ceil_div(rows, kPairRows), m.members());
     m.run(grid.items(), [&](std::int64_t i) {
@@ -141,13 +138,14 @@ class TileBackward {
           for (std::int64_t first = p0 * kPairRows; first < std::min(p1 * kPairRows, rows);
                first += kPairRows) {
             if (first < inner) {
-              multiply(from, row + first, g, inner - first > kTileRows, sums[now], room,
-                       [&](std::int64_t calls) {
-                         for (pending.due += pending.end - pending.first; pending.due >= calls;
-                              pending.due -= calls) {
-                           one_row();
-                         }
-                       });
+              multiply_strip(from, kRecurrent * groups_, row + first, w_hh_, g,
+                             inner - first > kTileRows, sums[now].tile, room,
+                             [&](std::int64_t calls) {
+                               for (pending.due += pending.end - pending.first;
+                                    pending.due >= calls; pending.due -= calls) {
+                                 one_row();
+                               }
+                             });
             }
             while (pending.row < pending.end) {
               one_row();
@@ -162,32 +160,6 @@ class TileBackward {
       });
       note(carried);
     });
-  }
-
-  template <class W>
-  FUSED_RNN_INLINE void multiply(const RowPieces& from, std::int64_t row, std::int64_t strip,
-                                 bool both, Sums& sums, CutRoom& room, W&& work) const {
-    if constexpr (kP > 1) {
-      if (w_hh_.floats) {
-        multiply_strip(from, row, w_hh_.strip_to_cut(strip, room), both, sums, work);
-        return;
-      }
-    }
-    multiply_strip(from, row, w_hh_.strip(strip, 0), both, sums, work);
-  }
-
-  template <class B, class W>
-  FUSED_RNN_INLINE void multiply_strip(const RowPieces& from, std::int64_t row, B strip, bool both,
-                                       Sums& sums, W&& work) const {
-    T* const out[4] = {sums.tile[0], sums.tile[1], sums.tile[2], sums.tile[3]};
-    const TileRow a0 = from.tile(kRecurrent * groups_, row);
-    const std::int64_t blocks = G * groups_;
-    if (both) {
-      folded_2x2<kP, true>(a0, from.tile(kRecurrent * groups_, row + kTileRows), strip, blocks, out,
-                           [&] { work(blocks * kCalls2x2<kP>); });
-    } else {
-      folded_1x<kP, 2>(a0, strip, blocks, out, [&] { work(blocks * kCalls1x<2>); });
-    }
   }
 
   // A row's two slices of a group.
@@ -218,7 +190,7 @@ class TileBackward {
     }
   }
 
-  // `recurrent`: what the later step passes back to a slice of h of the part's sequence i.
+  // `recurrent`: what the later step passes back to a slice of h of the band's sequence i.
   FUSED_RNN_INLINE void hidden_gradient(const Here& here, std::int64_t i, std::int64_t slice,
                                         V recurrent, V* dpre, Carried<S>& carried) {
     const std::int64_t unit = slice * kW, valid = s_.valid(slice), n = here.first + i;
@@ -241,7 +213,7 @@ class TileBackward {
     unit_gradient(here, i, slice, dh, dpre, carried);
   }
 
-  // All gates of one slice of hidden units of the part's sequence i.
+  // All gates of one slice of hidden units of the band's sequence i.
   FUSED_RNN_INLINE void unit_gradient(const Here& here, std::int64_t i, std::int64_t slice, V dh,
                                       V* dpre, Carried<S>& carried) {
     const std::int64_t row = here.row + i, unit = slice * kW, valid = s_.valid(slice);
@@ -287,11 +259,11 @@ class TileBackward {
     }
   }
 
-  void finish(Team::Member& m, const Part& part) {
+  void finish(Team::Member& m, const Band& band) {
     if (Cell::kHasCell && a_.dc0 != nullptr) {
-      m.run(part.steps.N, [&](std::int64_t i) {
+      m.run(band.N, [&](std::int64_t i) {
         for (std::int64_t slice = 0; slice < s_.slices; ++slice) {
-          store<S>(static_cast<S*>(a_.dc0) + (part.first + i) * s_.H + slice * kW,
+          store<S>(static_cast<S*>(a_.dc0) + (band.first + i) * s_.H + slice * kW,
                    load(carry_at(slice, i)), s_.valid(slice));
         }
       });
@@ -301,8 +273,8 @@ class TileBackward {
   const BackwardArgs& a_;
   const Shape<Cell, S> s_;
   const Steps steps_;
-  const std::vector<Part> parts_;
-  const std::int64_t part_rows_;
+  const std::vector<Band> bands_;
+  const std::int64_t band_rows_;
   const std::int64_t capacity_;  // rows of a chunk
   const std::int64_t groups_;
   std::atomic<bool> refused_{false};
@@ -311,7 +283,7 @@ class TileBackward {
   Buffer<T> dgates_;  // [slice][row of the chunk][kPre][lane]
   RowPieces pieces_;  // the same: [kPre][group]
   RowPieces edge_;    // the first scan step of the later chunk
-  Buffer<T> carry_;   // [slice][row of the part][lane], the gradient of the elementwise state
+  Buffer<T> carry_;   // [slice][row of the band][lane], the gradient of the elementwise state
   TileGradients<Cell, S> gradients_;
 };
 

@@ -37,39 +37,27 @@ alignas(64) constexpr std::uint32_t kSixteenths[16] = {
 
 struct TableMath {
   using V = Vec<float>;
+  using R = FUSED_RNN_TABLES;
 
   FUSED_RNN_INLINE static V tanh(V x) {
-    const V clamped = clamp(x, 7.9999995f);
+    const V clamped = R::clamp(x, 7.9999995f);
     const V a = same_bits<V>(same_bits<FloatBits>(clamped) & 0x7fffffffu);
-    const __m512i k = _mm512_maskz_cvttps_epi32(kAll, a * 4.0f);
-    V g = entry(kTanhTerms[2], k);
-    g = g * a + entry(kTanhTerms[1], k);
-    g = g * a + entry(kTanhTerms[0], k);
+    const FloatBits k = R::template truncated<FloatBits>(a * 4.0f);
+    V g = R::template entry<V>(kTanhTerms[2], k);
+    g = g * a + R::template entry<V>(kTanhTerms[1], k);
+    g = g * a + R::template entry<V>(kTanhTerms[0], k);
     return clamped * g;
   }
 
   // 1 / (1 + exp(-x)), exp(-x) = 2^(k / 16) * (1 - r + r^2 / 2), |r| < 0.022.
   FUSED_RNN_INLINE static V sigmoid(V x) {
     constexpr float kRound = 12582912.0f;  // as in math.h
-    const V clamped = clamp(x, 87.0f), shifted = clamped * -23.0831207f + kRound;
+    const V clamped = R::clamp(x, 87.0f), shifted = clamped * -23.0831207f + kRound;
     const V r = clamped + (shifted - kRound) * 0.0433216988f;
-    const __m512i k = same_bits<__m512i>(shifted);
-    const __m512i power = _mm512_maskz_permutexvar_epi32(kAll, k, _mm512_load_si512(kSixteenths));
-    const V scale = same_bits<V>(same_bits<FloatBits>(power) + (same_bits<FloatBits>(k) << 19));
+    const FloatBits k = same_bits<FloatBits>(shifted);
+    const V scale = same_bits<V>(R::sixteenth(kSixteenths, k) + (k << 19));
     const V fraction = (r * 0.5f - 1.0f) * r + 1.0f;
-    return _mm512_maskz_rcp14_ps(kAll, scale * fraction + 1.0f);
-  }
-
- private:
-  // Of the instructions' masked forms: GCC 12 warns of the others'.
-  static constexpr __mmask16 kAll = 0xffff;
-
-  FUSED_RNN_INLINE static V entry(const float* table, __m512i k) {
-    return _mm512_permutex2var_ps(_mm512_load_ps(table), k, _mm512_load_ps(table + 16));
-  }
-  // The instructions return their second operand where one is a NaN.
-  FUSED_RNN_INLINE static V clamp(V x, float bound) {
-    return _mm512_maskz_min_ps(kAll, V{} + bound, _mm512_maskz_max_ps(kAll, V{} - bound, x));
+    return R::reciprocal(scale * fraction + 1.0f);
   }
 };
 

@@ -25,11 +25,10 @@ class TileGradients {
     RowPieces* edge;          // gets the chunk's first scan step
   };
 
-  TileGradients(const BackwardArgs& a, const Shape<Cell, S>& s, const Steps& steps,
-                std::int64_t groups, std::int64_t capacity, int members)
+  TileGradients(const BackwardArgs& a, const Shape<Cell, S>& s, std::int64_t groups,
+                std::int64_t capacity, int members)
       : a_(a),
         s_(s),
-        steps_(steps),
         groups_(groups),
         capacity_(capacity),
         deep_(depth_blocks(capacity)),
@@ -54,20 +53,20 @@ class TileGradients {
 
   // Adds what a chunk's steps contribute. Whether pieces have carried all of it, as far as this member
   // has seen.
-  bool accumulate(Team::Member& m, const Part& part, const TileChunk& c, const Source& from) {
+  bool accumulate(Team::Member& m, const Band& band, const Chunk& c, const Source& from) {
     bool carried = true;
     if (x_.count + h_.count > 0) {
-      m.run(depth_blocks(c.rows), [&](std::int64_t block) { carried &= stage(part, c, block); });
+      m.run(depth_blocks(c.rows), [&](std::int64_t block) { carried &= stage(band, c, block); });
     }
     const std::int64_t pairs = ceil_div(c.rows, kPairRows);
     const std::int64_t each =
         std::clamp<std::int64_t>(ceil_div<std::int64_t>(pairs, m.members()), 1, kMostPairs);
     m.run(groups_ + (w_ih_.count > 0 ? ceil_div(pairs, each) : 0), [&](std::int64_t i) {
       if (i < groups_) {
-        group_weights(m, part, c, from, i);
+        group_weights(m, band, c, from, i);
       } else {
         const std::int64_t first = (i - groups_) * each;
-        input_gradient(m, part, c, from, first, std::min(first + each, pairs));
+        input_gradient(m, band, c, from, first, std::min(first + each, pairs));
       }
     });
     return carried;
@@ -81,14 +80,14 @@ class TileGradients {
   std::int64_t turned_size() const { return kPre * 2 * deep_ * kBlock; }
 
   // x, and h of the step before, of 32 rows of the chunk.
-  bool stage(const Part& part, const TileChunk& c, std::int64_t block) {
+  bool stage(const Band& band, const Chunk& c, std::int64_t block) {
     const S *x[kTileDepth] = {}, *h[kTileDepth] = {};
     const std::int64_t from = block * kTileDepth, to = std::min(from + kTileDepth, c.rows);
-    for_chunk_rows(part, c, from, to, [&](std::int64_t k, std::int64_t i, std::int64_t row) {
-      x[row - from] = static_cast<const S*>(a_.x) + scan_row(steps_, part, k, i) * s_.I;
-      h[row - from] = i < part.steps.batch(k - 1)
-                          ? static_cast<const S*>(a_.y) + scan_row(steps_, part, k - 1, i) * s_.H
-                          : static_cast<const S*>(a_.h0) + (part.first + i) * s_.H;
+    for_chunk_rows(band, c, from, to, [&](std::int64_t k, std::int64_t i, std::int64_t row) {
+      x[row - from] = static_cast<const S*>(a_.x) + (band.begin(k) + i) * s_.I;
+      h[row - from] = i < band.batch(k - 1)
+                          ? static_cast<const S*>(a_.y) + (band.begin(k - 1) + i) * s_.H
+                          : static_cast<const S*>(a_.h0) + (band.first + i) * s_.H;
     });
     bool carried = true;
     for (std::int64_t strip = 0; strip < x_.count; ++strip) {
@@ -100,31 +99,29 @@ class TileGradients {
     return carried;
   }
 
-  bool adds(const Part& part, const TileChunk& c) const {
-    return part.first > 0 || c.end < part.steps.T;
-  }
+  bool adds(const Band& band, const Chunk& c) const { return band.first > 0 || c.end < band.T; }
 
-  void group_weights(Team::Member& m, const Part& part, const TileChunk& c, const Source& from,
+  void group_weights(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
                      std::int64_t group) {
     for (std::int64_t slice = 2 * group; slice < std::min(2 * group + 2, s_.slices); ++slice) {
       const T* const d = from.dgates + slice * capacity_ * kPre * kW;
       for (int p = 0; p < kPre; ++p) {
         const V sum = sum_rows(d + p * kW, kPre * kW, c.rows);
         T* total = dbias_.get() + (slice * kPre + p) * kW;
-        store<T>(total, adds(part, c) ? load(total) + sum : sum);
+        store<T>(total, adds(band, c) ? load(total) + sum : sum);
       }
     }
     if (x_.count + h_.count > 0) {
       Piece* const turned = turned_.get() + m.id() * turned_size();
       turn(from.dgates, c.rows, group, turned);
-      multiply_rows(part, c, group, turned, 0, x_, dw_ih_.data());
-      multiply_rows(part, c, group, turned, kRecurrent, h_, dw_hh_.data());
+      multiply_rows(band, c, group, turned, 0, x_, dw_ih_.data());
+      multiply_rows(band, c, group, turned, kRecurrent, h_, dw_hh_.data());
     }
     for (int p = 0; p < kPre; ++p) {
       const std::int64_t block = p * groups_ + group;
-      const std::int64_t row = part.steps.begin(c.begin) - c.row;
+      const std::int64_t row = band.own.begin(c.begin) - c.row;
       for (int piece = 0; piece < kP; ++piece) {
-        std::copy_n(from.pieces->at(block, piece, row), part.steps.batch(c.begin) * kTileDepth,
+        std::copy_n(from.pieces->at(block, piece, row), band.batch(c.begin) * kTileDepth,
                     from.edge->at(block, piece, 0));
       }
     }
@@ -159,7 +156,7 @@ class TileGradients {
   }
 
   // dW[gate][unit][column] (+)= sum over rows of dgates[row][gate][unit] * in[row][column].
-  void multiply_rows(const Part& part, const TileChunk& c, std::int64_t group, const Piece* turned,
+  void multiply_rows(const Band& band, const Chunk& c, std::int64_t group, const Piece* turned,
                      int first_pre, const Strips<S>& in, T* dw) const {
     alignas(64) T sums[4][kTileRows * kW];
     T* const out[4] = {sums[0], sums[1], sums[2], sums[3]};
@@ -182,7 +179,7 @@ class TileGradients {
           T* const rows = dw + (Cell::order(p) * s_.H + slice * kW) * in.columns;
           for (std::int64_t u = 0; u < s_.valid(slice); ++u) {
             add_columns(rows + u * in.columns, in.columns, strip, sums, slice % 2, u,
-                        adds(part, c));
+                        adds(band, c));
           }
         }
       }
@@ -204,7 +201,7 @@ class TileGradients {
   }
 
   // dx of pairs [p0, p1) of tiles of rows, a stretch of depth after the other.
-  void input_gradient(Team::Member& m, const Part& part, const TileChunk& c, const Source& from,
+  void input_gradient(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
                       std::int64_t p0, std::int64_t p1) const {
     T* const sums = dx_.get() + m.id() * w_ih_.count * kMostPairs * kSquare;
     const auto square = [&](std::int64_t strip, std::int64_t pair) {
@@ -229,8 +226,8 @@ class TileGradients {
       }
     }
     const std::int64_t first = p0 * kPairRows, last = std::min(p1 * kPairRows, c.rows);
-    for_chunk_rows(part, c, first, last, [&](std::int64_t k, std::int64_t i, std::int64_t row) {
-      S* const dx = static_cast<S*>(a_.dx) + scan_row(steps_, part, k, i) * s_.I;
+    for_chunk_rows(band, c, first, last, [&](std::int64_t k, std::int64_t i, std::int64_t row) {
+      S* const dx = static_cast<S*>(a_.dx) + (band.begin(k) + i) * s_.I;
       const std::int64_t j = row % kPairRows;
       for (std::int64_t column = 0; column < s_.I; column += kW) {
         const std::int64_t q = column / kW;
@@ -243,7 +240,6 @@ class TileGradients {
 
   const BackwardArgs& a_;
   const Shape<Cell, S>& s_;
-  const Steps& steps_;
   const std::int64_t groups_, capacity_, deep_;
   Strips<S> w_ih_;        // depth: [gate][group]
   Strips<S> x_, h_;       // depth: the chunk's rows

@@ -95,5 +95,31 @@ struct RowPieces {
   Buffer<Piece> data;
 };
 
+// A pair of row tiles, from `row` on (`both`: or the first of them alone), of a's depth from `block` on,
+// times a strip: [2 * tile of rows + column]. `work` gets how many calls the product makes of it.
+template <class S, class W>
+FUSED_RNN_INLINE void multiply_strip(const RowPieces& a, std::int64_t block, std::int64_t row,
+                                     const Strips<S>& b, std::int64_t strip, bool both,
+                                     float (&sums)[4][kTileRows * kTileRows], CutRoom& room,
+                                     W&& work) {
+  constexpr int kP = kPieces<S>;
+  float* const out[4] = {sums[0], sums[1], sums[2], sums[3]};
+  const TileRow a0 = a.tile(block, row), a1 = a.tile(block, row + kTileRows);
+  const auto multiply = [&](auto columns) {
+    if (both) {
+      folded_2x2<kP, true>(a0, a1, columns, b.blocks, out, [&] { work(b.blocks * kCalls2x2<kP>); });
+    } else {
+      folded_1x<kP, 2>(a0, columns, b.blocks, out, [&] { work(b.blocks * kCalls1x<2>); });
+    }
+  };
+  if constexpr (kP > 1) {
+    if (b.floats) {
+      multiply(b.strip_to_cut(strip, room));
+      return;
+    }
+  }
+  multiply(b.strip(strip, 0));
+}
+
 }  // namespace FUSED_RNN_LEVEL
 }  // namespace fused_rnn

@@ -84,13 +84,18 @@ def simd_level() -> str:
 
 
 def plan(problem: Problem, together: bool = False, regardless: bool = False) -> str | None:
-    """Return how the steps of a scan lie on a GPU, in words; None on other devices.
+    """Return how a scan runs, in words: on a GPU how its steps lie there, on a CPU the SIMD level.
+
+    None where no kernel runs. What tile registers cannot carry (infinities, numbers that are tiny
+    throughout) runs on the level below theirs, which is not known before.
 
     Args:
         problem: of one direction
         together: whether the other direction may be scanned along with it
         regardless: whether to say what a plan would be where persistent kernels are not wanted
     """
+    if problem.device.type == "cpu" and available() is None:
+        return _level_for(problem)
     if problem.device.type != "cuda" or cuda_missing() is not None:
         return None
     if problem.marked:
@@ -106,6 +111,17 @@ def ways(problem: Problem, seconds: dict[str, float]) -> list[str]:
 def way(name: str) -> Way:
     """See :meth:`fused_rnn.backends.Backend.way`."""
     return Way(sys.modules[__name__], name)
+
+
+def _level_for(problem: Problem) -> str:
+    """Return the SIMD level of a problem on the CPU, or those that it may be by its lengths."""
+    dense, dtype = (problem.T, problem.N), problem.dtype
+    fewest = (problem.T, 1) if problem.ragged else dense  # rows: at each step one sequence
+    levels = (
+        torch.ops.fused_rnn.simd_level_of(problem.cell, dtype, *sizes, problem.H, problem.P)
+        for sizes in (dense, fewest)
+    )
+    return " or ".join(dict.fromkeys(levels))
 
 
 def supports(problem: Problem) -> str | None:

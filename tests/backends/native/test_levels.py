@@ -3,8 +3,10 @@
 import os
 
 import pytest
+import torch
 
-from fused_rnn.backends import native
+import fused_rnn
+from fused_rnn.backends import Problem, native
 from tests.native.build import LEVELS, ROOT, levels_of, shipped_library
 from tests.native.core import EACH_LEVEL
 from tests.test_import import run_python
@@ -38,3 +40,45 @@ def test_the_level_asked_for_runs(level):
 def test_the_best_runs_where_none_is_asked_for(asked):
     best = [parameter.values[0] for parameter in EACH_LEVEL if not parameter.marks[0].args[0]][-1]
     assert level_that_runs(**({} if asked is None else {"FUSED_RNN_SIMD": asked})) == best
+
+
+CALL = Problem("lstm", torch.device("cpu"), torch.float32, 20, 32, 8, 256, 0, False, False, None)
+# What tiles pay for, and what they do not: one of each kind.
+ON_TILES = (CALL, CALL._replace(dtype=torch.bfloat16), CALL._replace(cell="gru", training=True))
+ON_VECTORS = (
+    CALL._replace(N=1),
+    CALL._replace(H=16),
+    CALL._replace(T=1),
+    CALL._replace(P=8),
+    CALL._replace(dtype=torch.float64),
+    CALL._replace(dtype=torch.float16),
+)
+
+
+def words_of_levels(level):
+    """Return what a process says of the problems, where it runs a level."""
+    code = (
+        "from fused_rnn.backends import native\n"
+        "from tests.backends.native.test_levels import CALL, ON_TILES, ON_VECTORS\n"
+        "for call in (*ON_TILES, *ON_VECTORS, CALL._replace(ragged=True)):\n"
+        "    print(native.plan(call))\n"
+    )
+    out, err = run_python(code, FUSED_RNN_SIMD=level)
+    assert out, err
+    return out.splitlines()
+
+
+@pytest.mark.parametrize("level", EACH_LEVEL[:-1])
+def test_a_level_of_vectors_takes_every_call(level):
+    assert set(words_of_levels(level)) == {level}
+
+
+@pytest.mark.parametrize("level", EACH_LEVEL[-1:])
+def test_the_level_of_a_call_is_told(level):
+    expected = [level] * len(ON_TILES) + ["avx512"] * len(ON_VECTORS) + [f"{level} or avx512"]
+    assert words_of_levels(level) == expected
+
+
+def test_explain_names_the_level():
+    rows = fused_rnn.explain(fused_rnn.LSTM(3, 4, 2), torch.rand(5, 2, 3))
+    assert [row.how for row in rows] == [native.plan(CALL._replace(H=4))] * 2
