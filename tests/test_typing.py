@@ -85,6 +85,17 @@ assert_type(explanation, fused_rnn.Explanation)
 assert_type(explanation[0], fused_rnn.Row)
 assert_type([row.refusals for row in explanation], list[dict[str, str]])
 assert_type(fused_rnn.available_backends(), dict[str, str | None])
+
+
+def tuned(path: str) -> fused_rnn.Tuning:
+    tuning = fused_rnn.tune(tagger, x, training=False)
+    assert_type(tuning[0], fused_rnn.Measured)
+    assert_type(tuning[0].trials, list[fused_rnn.Trial])
+    fused_rnn.tune.save(path)
+    fused_rnn.tune.load(path)
+    return tuning
+
+
 with fused_rnn.use_backend("reference"), fused_rnn.use_backend(None):
     pass
 assert_type(fused_rnn.__version__, str)

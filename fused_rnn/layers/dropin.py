@@ -177,7 +177,7 @@ class Layers(Beyond[State, PackedStates], DropIn, Proxied, nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         # On a GPU a sequence of one step is cuDNN's too, unless something else was asked for.
-        by_cells = getattr(input, "is_cpu", True) or asked_for() is not None
+        by_cells = not isinstance(input, Tensor) or input.is_cpu or asked_for() is not None
         result = self._forward_one_step(input, hx) if by_cells else None
         return self._forward_dense(input, hx) if result is None else result
 

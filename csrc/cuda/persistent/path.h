@@ -52,7 +52,11 @@ struct ToldOfPasses {
 };
 
 inline ToldOfPasses& told() {
+#ifdef FUSED_RNN_SIMT  // where the thread-local variables are the shared memory, and poisoned
+  static ToldOfPasses of_this_thread;
+#else
   static thread_local ToldOfPasses of_this_thread;
+#endif
   return of_this_thread;
 }
 
