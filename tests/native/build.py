@@ -192,9 +192,18 @@ def levels_of(library: Path) -> dict[str, tuple[str | None, int]]:
     return {level: row for level, row in LEVELS.items() if is_built(level)}
 
 
+@functools.cache
+def cpu_flags() -> frozenset[str] | None:
+    """Return the CPU's instruction sets by Linux's names, None where the system does not tell."""
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return None
+
+
 def vectors_are_modelled() -> bool:
     """Return whether the model of the tile registers does without AVX-512."""
-    return "avx512f" not in Path("/proc/cpuinfo").read_text().split()
+    return "avx512f" not in (cpu_flags() or ())
 
 
 def _tiles_unit(level: str, target: str | None, bytes_: int) -> Unit:

@@ -31,6 +31,7 @@ from .build import (
     Unit,
     build,
     compiler,
+    cpu_flags,
     shipped_flags,
 )
 from .simt import library as simt
@@ -48,16 +49,16 @@ class Build(NamedTuple):
 
 
 AVX2 = "avx2"
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def runs_here(level: str) -> bool:
     """Return whether the CPU has a level's instructions; it may where the system does not tell."""
-    if not CPUINFO.exists():
+    flags = cpu_flags()
+    if flags is None:
         return True
     needed = set((LEVELS[level][0] or "").split(",")) - {""}
     needed |= {"amx_tile", "amx_bf16"} if level == "amx" else set()
-    return needed <= set(CPUINFO.read_text().split())
+    return needed <= flags
 
 
 def without_those_between(levels: list[str]) -> list[str]:
