@@ -17,8 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fused_rnn.backends.native import persistent
 from fused_rnn.trials import Workload, check, truth_of
 
@@ -37,27 +35,13 @@ def table(device: str, small: bool) -> list[dict[str, Any]]:
     """Return a problem for every kernel that the device's plans ever take."""
     from tests.native import every_kernel
 
-    ops = persistent.ops()
-    like = {
-        name: torch.empty(0, dtype=getattr(torch, name), device=device)
-        for name in ("bfloat16", "float32")
-    }
-
-    def ask(p: Any) -> tuple[int, int] | None:
-        ops.persistent_tf32(p.tf32)
-        way = ops.persistent_kernel(like[p.dtype], p.cell, p.T, p.N, p.H, p.backward, p.directions)
-        return (way[0], way[1]) if way else None
-
-    before = ops.persistent_tf32(False)
-    try:
+    with every_kernel.asking(persistent.ops(), device) as ask:
         if small:  # the whole table asks for tens of thousands of plans
             few = islice(every_kernel.problems(), 60)
             found = {(str(way), p.cell): p for _, p in few if (way := ask(p)) is not None}
             chosen = {" ".join(key): p for key, p in [*found.items()][:_SMALL]}
         else:
             chosen = every_kernel.for_backward_any_cell(every_kernel.table(ask))
-    finally:
-        ops.persistent_tf32(before)
     return [{"kernel": name, **p._asdict()} for name, p in chosen.items()]
 
 

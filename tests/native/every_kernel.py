@@ -9,8 +9,9 @@ on the device's facts: on another device the table is another one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .plans import Problem
 
@@ -81,13 +82,13 @@ def for_backward_any_cell(found: dict[tuple[Kernel, str], Problem]) -> dict[str,
     return chosen
 
 
-def of_this_gpu() -> dict[str, Problem]:
-    """Return the table of the current CUDA device, by its own plans."""
+@contextmanager
+def asking(ops: Any, device: str) -> Iterator[Ask]:
+    """Yield what asks a device for the meeting and the shape of a problem's plan."""
     import torch
 
-    ops = torch.ops.fused_rnn
     like = {
-        name: torch.empty(0, dtype=getattr(torch, name), device="cuda")
+        name: torch.empty(0, dtype=getattr(torch, name), device=device)
         for name in ("bfloat16", "float32")
     }
 
@@ -98,9 +99,17 @@ def of_this_gpu() -> dict[str, Problem]:
 
     before = ops.persistent_tf32(False)
     try:
-        return for_backward_any_cell(table(ask))
+        yield ask
     finally:
         ops.persistent_tf32(before)
+
+
+def of_this_gpu() -> dict[str, Problem]:
+    """Return the table of the current CUDA device, by its own plans."""
+    import torch
+
+    with asking(torch.ops.fused_rnn, "cuda") as ask:
+        return for_backward_any_cell(table(ask))
 
 
 def lines(found: dict[str, Problem]) -> Iterator[str]:
