@@ -175,7 +175,7 @@ cuda: $(BUILDER_READY)
 	@FUSED_RNN_CUDA=only $(BUILDER) setup.py -q build_ext --inplace > build/log-cuda.txt 2>&1 || \
 	  { tail -n 40 build/log-cuda.txt; exit 1; }
 
-# All SIMD levels take two to four minutes on two cores, one alone (LEVEL=avx512) about one; each
+# All SIMD levels take about two minutes on two cores, one alone (LEVEL=avx512) half of one; each
 # file of csrc/cpu is compiled again only where it has changed.
 build: $(NATIVE) | $(READY)
 

@@ -5,7 +5,7 @@
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
 
-template <class Cell, class S, bool kTraining>
+template <class Cell, class S>
 class ForwardScan {
   using T = typename ComputeType<S>::type;
   using V = Vec<T>;
@@ -23,7 +23,7 @@ class ForwardScan {
         members_(members),
         capacity_(std::min(steps_.total(), std::max(band_rows_, kForwardChunkRows))),
         weights_(choose_weights(a, steps_.total(), !std::is_same<S, T>::value)),
-        w_ih_(weights_, s_.slices * G, s_.I, gate_width(), capacity_, !kTraining),
+        w_ih_(weights_, s_.slices * G, s_.I, gate_width(), capacity_, !a.training),
         w_hh_(weights_, s_.slices * G, s_.R, gate_width(), band_rows_),
         bias_(s_.slices * kPre * kW),
         gates_x_(s_.slices * capacity_ * G * kW),
@@ -214,7 +214,7 @@ class ForwardScan {
       store<S>(static_cast<S*>(a_.c_n) + (here.first + n) * s_.H + unit, saved[Cell::kSaved - 1],
                s_.valid(slice));
     }
-    if (kTraining) {
+    if (a_.training) {
       T* out = static_cast<T*>(a_.saved) + (slice * steps_.total() + row) * s_.kKept * kW;
       for (int i = 0; i < s_.kKept; ++i) {
         store<T>(out + i * kW, saved[i]);

@@ -49,8 +49,7 @@ class GateProduct {
     return static_cast<int>(std::min<std::int64_t>(width_, w_.vectors - group * width_));
   }
 
-  template <class R>
-  void prepare(std::int64_t group, R&& rows) {
+  void prepare(std::int64_t group, RowsOf<S> rows) {
     for (int i = 0; weights_ == Weights::kPacked && i < strips_; ++i) {
       pack_rows<S>(w_, depth_, group * strips_ + i, rows);
     }
@@ -70,10 +69,8 @@ class GateProduct {
   }
 
   // An item of such a grid: f as in Packed::multiply.
-  template <class R, class F>
-  FUSED_RNN_INLINE void multiply(const Rows<T>& a, std::int64_t rows_of_a, std::int64_t r0,
-                                 std::int64_t r1, std::int64_t g0, std::int64_t g1, R&& rows,
-                                 F&& f) const {
+  void multiply(const Rows<T>& a, std::int64_t rows_of_a, std::int64_t r0, std::int64_t r1,
+                std::int64_t g0, std::int64_t g1, RowsOf<S> rows, TakeTile<T> f) const {
     if constexpr (kBestWidth < kMaxWidth) {
       if (weights_ == Weights::kPacked && strips_ > 1) {
         multiply_strips(a, r0, r1, g0, g1, f);
@@ -91,9 +88,8 @@ class GateProduct {
 
  private:
   // All gates of a slice are wanted together, and are too many for the registers.
-  template <class F>
-  FUSED_RNN_INLINE void multiply_strips(const Rows<T>& a, std::int64_t r0, std::int64_t r1,
-                                        std::int64_t g0, std::int64_t g1, F&& f) const {
+  void multiply_strips(const Rows<T>& a, std::int64_t r0, std::int64_t r1, std::int64_t g0,
+                       std::int64_t g1, TakeTile<T> f) const {
     constexpr std::int64_t kRows = 24;  // of some tiles: the strip is in the cache for them
     Vec<T> sums[kRows * kMaxWidth];
     for (std::int64_t g = g0; g < g1; ++g) {

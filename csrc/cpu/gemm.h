@@ -141,9 +141,10 @@ FUSED_RNN_INLINE TileKernel<T> tile_for(int rows, int width) {
 }
 
 // Cuts `rows` into tiles of nearly equal height and calls f(first row, rows, the tile's sums).
-template <class T, class F>
-FUSED_RNN_INLINE void for_tiles(const Rows<T>& a, std::int64_t begin, std::int64_t end, const T* b,
-                                std::int64_t b_step, int width, F&& f) {
+template <class T>
+void for_tiles(const Rows<T>& a, std::int64_t begin, std::int64_t end, const T* b,
+               std::int64_t b_step, int width,
+               FunctionRef<void(std::int64_t, int, const Vec<T>*)> f) {
   const std::int64_t rows = end - begin;
   const std::int64_t tiles = ceil_div<std::int64_t>(rows, max_rows(width));
   Vec<T> sums[8 * kMaxWidth];
@@ -167,6 +168,10 @@ void sum_tiles(const Rows<T>& a, std::int64_t begin, std::int64_t end, const T* 
   }
 }
 
+// What takes a tile of a product: (first row, rows, sums, first vector, vectors).
+template <class T>
+using TakeTile = FunctionRef<void(std::int64_t, int, const Vec<T>*, std::int64_t, int)>;
+
 // B, cut into groups of `width` vectors that a tile takes together: [group][k][vector of the
 // group].
 template <class T>
@@ -189,10 +194,9 @@ struct Packed {
   std::int64_t step_of(std::int64_t group) const { return width_of(group) * kLanes<T>; }
   T* group(std::int64_t g) const { return data.get() + g * width * depth * kLanes<T>; }
 
-  // f(first row, rows, sums, first vector, vectors) for the groups' tiles over rows [begin, end).
-  template <class F>
-  FUSED_RNN_INLINE void multiply(const Rows<T>& a, std::int64_t begin, std::int64_t end,
-                                 std::int64_t first_group, std::int64_t last_group, F&& f) const {
+  // f for the groups' tiles over rows [begin, end).
+  void multiply(const Rows<T>& a, std::int64_t begin, std::int64_t end, std::int64_t first_group,
+                std::int64_t last_group, TakeTile<T> f) const {
     for (std::int64_t g = first_group; g < last_group; ++g) {
       const int w = width_of(g);
       for_tiles(a, begin, end, group(g), step_of(g), w,
@@ -253,9 +257,10 @@ struct RowBlock {
   const S* first;
   std::int64_t count;
 };
+template <class S>
+using RowsOf = FunctionRef<RowBlock<S>(std::int64_t)>;
 
-// One such vector, at all depths. Not in pack_rows, which is compiled for every caller: these
-// unrolled loops would be most of a level's code, and of the time that it takes to compile.
+// One such vector, at all depths.
 template <class S, class T>
 void pack_block(RowBlock<S> block, std::int64_t stride, std::int64_t depth, T* out,
                 std::int64_t step) {
@@ -287,8 +292,8 @@ void pack_block(RowBlock<S> block, std::int64_t stride, std::int64_t depth, T* o
   }
 }
 
-template <class S, class T, class F>
-void pack_rows(Packed<T>& b, std::int64_t stride, std::int64_t group, F&& rows) {
+template <class S, class T>
+void pack_rows(Packed<T>& b, std::int64_t stride, std::int64_t group, RowsOf<S> rows) {
   for (int v = 0; v < b.width_of(group); ++v) {
     pack_block<S, T>(rows(group * b.width + v), stride, b.depth, b.group(group) + v * kLanes<T>,
                      b.step_of(group));

@@ -17,6 +17,87 @@ Rows<T> gate_rows(const T* dgates, std::int64_t slices, std::int64_t rows, std::
   return r;
 }
 
+// A row of B of such a product, in its place.
+template <class E, class T>
+void put_row(const E* from, std::int64_t columns, std::int64_t row, const Packed<T>& to) {
+  constexpr std::int64_t kW = kLanes<T>;
+  for (std::int64_t g = 0; g < to.groups(); ++g) {
+    T* out = to.group(g) + row * to.step_of(g);
+    for (int v = 0; v < to.width_of(g); ++v, out += kW) {
+      const std::int64_t j = (g * to.width + v) * kW;
+      store<T>(out, load(from + j, std::min(kW, columns - j)));
+    }
+  }
+}
+
+// p[j] (+)= sum over rows r of d[r * d_step] * b[r * b_step + j], for kWidth vectors of `valid` values.
+template <int kWidth, class T>
+FUSED_RNN_INLINE void few_terms(std::int64_t rows, const T* d, std::int64_t d_step, const T* b,
+                                std::int64_t b_step, T* p, std::int64_t valid, bool add) {
+  constexpr std::int64_t kW = kLanes<T>;
+  RowSums<T, kWidth> sums{};
+  for (std::int64_t r = 0; r < rows; ++r, d += d_step, b += b_step) {
+    Vec<T> bv[kWidth];
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v) {
+      bv[v] = load(b + v * kW);
+    }
+    sums.add(*d, bv);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kWidth; ++v, p += kW) {
+    store<T>(p, add ? load(p, valid) + sums.v[v] : sums.v[v], valid);
+  }
+}
+
+// As outer below, a row of `out` after the other: a tile of so few terms takes longer to be begun and
+// handed over than to be summed up.
+template <class T>
+void outer_of_few(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
+                  const Packed<T>& in, std::int64_t columns, T* out, bool add) {
+  constexpr std::int64_t kW = kLanes<T>;
+  for (std::int64_t u = 0; u < units; ++u, ++d, out += columns) {
+    for (std::int64_t g = 0; g < in.groups(); ++g) {
+      const std::int64_t first = g * in.width * kW, width = in.width_of(g);
+      const std::int64_t step = in.step_of(g);
+      if (width == kBestWidth && first + width * kW <= columns) {
+        few_terms<kBestWidth>(rows, d, d_step, in.group(g), step, out + first, kW, add);
+        continue;
+      }
+      for (std::int64_t v = 0; v < width; ++v) {
+        const std::int64_t column = first + v * kW;
+        few_terms<1>(rows, d, d_step, in.group(g) + v * kW, step, out + column,
+                     std::min(kW, columns - column), add);
+      }
+    }
+  }
+}
+
+// out[u][j] (+)= sum over rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
+template <class T>
+void outer(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
+           const Packed<T>& in, std::int64_t columns, T* out, bool add) {
+  constexpr std::int64_t kW = kLanes<T>;
+  constexpr std::int64_t kFew = 8;
+  if (rows <= kFew) {
+    outer_of_few(rows, d, d_step, units, in, columns, out, add);
+    return;
+  }
+  Rows<T> a{d, 1, rows};
+  a.step = d_step;
+  in.multiply(
+      a, 0, units, 0, in.groups(),
+      [&](std::int64_t u, int height, const Vec<T>* sums, std::int64_t q, int width) {
+        for (int j = 0; j < height; ++j) {
+          for (int v = 0; v < width; ++v) {
+            const std::int64_t column = (q + v) * kW, valid = std::min(kW, columns - column);
+            T* p = out + (u + j) * columns + column;
+            store<T>(p, add ? load(p, valid) + sums[j * width + v] : sums[j * width + v], valid);
+          }
+        }
+      });
+}
+
 template <class Cell, class S>
 class OperandGradients {
   using T = typename ComputeType<S>::type;
@@ -122,17 +203,6 @@ class OperandGradients {
     });
   }
 
-  template <class E>
-  static void put_row(const E* from, std::int64_t columns, std::int64_t row, const Packed<T>& to) {
-    for (std::int64_t g = 0; g < to.groups(); ++g) {
-      T* out = to.group(g) + row * to.step_of(g);
-      for (int v = 0; v < to.width_of(g); ++v, out += kW) {
-        const std::int64_t j = (g * to.width + v) * kW;
-        store<T>(out, load(from + j, std::min(kW, columns - j)));
-      }
-    }
-  }
-
   // A slice's gradients of one pre-activation after the other stand together for its products: where
   // they lie, all of a chunk would share a few sets of the first-level cache.
   void slice_weights(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
@@ -163,70 +233,6 @@ class OperandGradients {
   void projection_weights(const Source& from, std::int64_t rows, std::int64_t q, bool add) {
     outer(rows, from.dh + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), hidden_, s_.H,
           dw_hr_.data() + q * kW * s_.H, add);
-  }
-
-  // out[u][j] (+)= sum over rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
-  void outer(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
-             const Packed<T>& in, std::int64_t columns, T* out, bool add) {
-    constexpr std::int64_t kFew = 8;
-    if (rows <= kFew) {
-      outer_of_few(rows, d, d_step, units, in, columns, out, add);
-      return;
-    }
-    Rows<T> a{d, 1, rows};
-    a.step = d_step;
-    in.multiply(
-        a, 0, units, 0, in.groups(),
-        [&](std::int64_t u, int height, const V* sums, std::int64_t q, int width) {
-          for (int j = 0; j < height; ++j) {
-            for (int v = 0; v < width; ++v) {
-              const std::int64_t column = (q + v) * kW, valid = std::min(kW, columns - column);
-              T* p = out + (u + j) * columns + column;
-              store<T>(p, add ? load(p, valid) + sums[j * width + v] : sums[j * width + v], valid);
-            }
-          }
-        });
-  }
-
-  // The same, a row of `out` after the other: a tile of so few terms takes longer to be begun and handed
-  // over than to be summed up.
-  static void outer_of_few(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
-                           const Packed<T>& in, std::int64_t columns, T* out, bool add) {
-    for (std::int64_t u = 0; u < units; ++u, ++d, out += columns) {
-      for (std::int64_t g = 0; g < in.groups(); ++g) {
-        const std::int64_t first = g * in.width * kW, width = in.width_of(g);
-        const std::int64_t step = in.step_of(g);
-        if (width == kBestWidth && first + width * kW <= columns) {
-          few_terms<kBestWidth>(rows, d, d_step, in.group(g), step, out + first, kW, add);
-          continue;
-        }
-        for (std::int64_t v = 0; v < width; ++v) {
-          const std::int64_t column = first + v * kW;
-          few_terms<1>(rows, d, d_step, in.group(g) + v * kW, step, out + column,
-                       std::min(kW, columns - column), add);
-        }
-      }
-    }
-  }
-
-  // p[j] (+)= sum over rows r of d[r * d_step] * b[r * b_step + j], for kWidth vectors of `valid` values.
-  template <int kWidth>
-  static FUSED_RNN_INLINE void few_terms(std::int64_t rows, const T* d, std::int64_t d_step,
-                                         const T* b, std::int64_t b_step, T* p, std::int64_t valid,
-                                         bool add) {
-    RowSums<T, kWidth> sums{};
-    for (std::int64_t r = 0; r < rows; ++r, d += d_step, b += b_step) {
-      V bv[kWidth];
-#pragma GCC unroll 4
-      for (int v = 0; v < kWidth; ++v) {
-        bv[v] = load(b + v * kW);
-      }
-      sums.add(*d, bv);
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < kWidth; ++v, p += kW) {
-      store<T>(p, add ? load(p, valid) + sums.v[v] : sums.v[v], valid);
-    }
   }
 
   void input_gradient(Team::Member& m, const Chunk& c, const Source& from, const Grid& grid,

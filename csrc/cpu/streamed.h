@@ -66,11 +66,9 @@ class StreamedWeights {
 
   // f(row, 1, sum, vector, 1) for an item of such a grid. `dgates` [slice][row][kPre][lane], slices
   // `slice_step` apart; W's first gate belongs to pre-activation `first_pre`.
-  template <class F>
-  FUSED_RNN_INLINE void multiply(const Team::Member& m, const Shape<Cell, S>& s, const T* dgates,
-                                 std::int64_t slice_step, int first_pre, const void* w,
-                                 std::int64_t r0, std::int64_t r1, std::int64_t g0, std::int64_t g1,
-                                 F&& f) const {
+  void multiply(const Team::Member& m, const Shape<Cell, S>& s, const T* dgates,
+                std::int64_t slice_step, int first_pre, const void* w, std::int64_t r0,
+                std::int64_t r1, std::int64_t g0, std::int64_t g1, TakeTile<T> f) const {
     T* const sums = sums_.get() + m.id() * stretch_ * kMostRows * kW;
     for (std::int64_t g = g0; g < g1 && r0 < r1; ++g) {
       const std::int64_t q0 = g * stretch_, q1 = std::min(q0 + stretch_, vectors_);

@@ -19,12 +19,13 @@ class Team {
   explicit Team(int members)
       : members_(members), claims_(new Claim[static_cast<std::size_t>(members)]) {}
 
+  using Item = FunctionRef<void(std::int64_t)>;
+
   class Member {
    public:
     Member(Team& team, int id) : team_(team), id_(id) {}
 
-    template <class Item>
-    FUSED_RNN_INLINE void run(std::int64_t items, Item&& item) {
+    void run(std::int64_t items, Item item) {
       if (team_.members_ == 1) {
         for (std::int64_t i = 0; i < items; ++i) {
           item(i);
@@ -49,8 +50,7 @@ class Team {
     int members() const { return team_.members_; }
 
    private:
-    template <class Item>
-    FUSED_RNN_INLINE bool take(int owner, std::int64_t items, Item&& item) {
+    bool take(int owner, std::int64_t items, Item item) {
       const std::int64_t before = finished_;
       for (std::int64_t i; (i = team_.claim(owner, phase_, items)) >= 0; ++finished_) {
         item(i);

@@ -73,11 +73,10 @@ void dot_kernel(const T* a, std::int64_t a_row, std::int64_t depth, RowBlock<S> 
 }
 
 // As Packed::multiply, for `width` vectors a group: rows(q) are the rows of W behind vector q.
-template <class S, class T, class R, class F>
-FUSED_RNN_INLINE void multiply_unpacked(const Rows<T>& a, std::int64_t w_row, int width,
-                                        std::int64_t vectors, std::int64_t begin, std::int64_t end,
-                                        std::int64_t first_group, std::int64_t last_group, R&& rows,
-                                        F&& f) {
+template <class S, class T>
+void multiply_unpacked(const Rows<T>& a, std::int64_t w_row, int width, std::int64_t vectors,
+                       std::int64_t begin, std::int64_t end, std::int64_t first_group,
+                       std::int64_t last_group, RowsOf<S> rows, TakeTile<T> f) {
   constexpr int kHeight = FUSED_RNN_VECTOR_REGISTERS >= 32 ? 3 : 2;
   for (std::int64_t g = first_group; g < last_group; ++g) {
     const std::int64_t q = g * width;
@@ -100,11 +99,10 @@ FUSED_RNN_INLINE void multiply_unpacked(const Rows<T>& a, std::int64_t w_row, in
 }
 
 // As multiply_unpacked, with `rows_of_a` rows of A, packed row by row (pack_rows).
-template <class T, class R, class F>
-FUSED_RNN_INLINE void multiply_turned(const Packed<T>& a, std::int64_t w_row, int width,
-                                      std::int64_t vectors, std::int64_t rows_of_a,
-                                      std::int64_t first_group, std::int64_t last_group, R&& rows,
-                                      F&& f) {
+template <class T>
+void multiply_turned(const Packed<T>& a, std::int64_t w_row, int width, std::int64_t vectors,
+                     std::int64_t rows_of_a, std::int64_t first_group, std::int64_t last_group,
+                     RowsOf<T> rows, TakeTile<T> f) {
   constexpr std::int64_t kW = kLanes<T>;
   Vec<T> turned[kMaxWidth * kW * kMaxWidth];  // [row of A][vector of the group]
   for (std::int64_t g = first_group; g < last_group; ++g) {

@@ -390,7 +390,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "cpu-forward-every-c-in-training-alone",
         "csrc/cpu/forward.h",
         "if (Cell::kHasCell && a_.c != nullptr) {",
-        "if (Cell::kHasCell && kTraining && a_.c != nullptr) {",
+        "if (Cell::kHasCell && a_.training && a_.c != nullptr) {",
         ("tests/backends/test_kernels.py",),
     ),
     Mutant(

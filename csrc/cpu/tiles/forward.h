@@ -5,7 +5,7 @@
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
 
-template <class Cell, class S, bool kTraining>
+template <class Cell, class S>
 class TileForward {
   using T = float;
   using V = Vec<T>;
@@ -27,7 +27,7 @@ class TileForward {
         groups_(ceil_div<std::int64_t>(s_.slices, 2)),
         input_(a, s_,
                x_blocks_ > 0 ? 0 : std::max(band_rows_, std::min(steps_.total(), kTileChunkRows)),
-               !kTraining),
+               !a.training),
         w_hh_(s_.slices, x_blocks_ + depth_blocks(s_.H), std::min(a.N, band_rows_) > kTileRows,
               kP > 1 && cuts_weights(band_rows_, G * s_.H * s_.H, members)),
         calls_(w_hh_.calls()),
@@ -271,7 +271,7 @@ class TileForward {
       carried.add(h);
     }
     pass_on(here.h, slice, i, h);
-    if (kTraining) {
+    if (a_.training) {
       T* out = static_cast<T*>(a_.saved) + (slice * steps_.total() + row) * s_.kKept * kW;
       for (int j = 0; j < s_.kKept; ++j) {
         store<T>(out + j * kW, saved[j]);
