@@ -28,13 +28,15 @@ def unread(*arguments):
     return process.stderr.read().decode(), process.wait(120)
 
 
-PROGRAM = """
+# Without the package, which takes seconds to import.
+PROGRAM = f"""
 import argparse, sys
-from fused_rnn.command import run
+sys.path.insert(0, {str(ROOT / "fused_rnn")!r})
+from command import run
 
 def main():
     argparse.ArgumentParser().parse_args()
-    for _ in range({lines}):
+    for _ in range({{lines}}):
         print("a line")
 
 run(main)

@@ -552,11 +552,11 @@ def test_graphs_take_what_was_the_fastest_for_all_sizes(table, clock):
     module = layer(num_layers=2)
     assert stack_of(module) == ["slow", "slow"]
     fused_rnn.tune(module, x())
-    fused_rnn.tune(module, x(100))
+    fused_rnn.tune(module, x(20))
     assert stack_of(module) == ["plans third", "plans third"]
     clock["plans third"] = 2.0
     clock["slow"] = 0.5
-    fused_rnn.tune(module, x(1000))
+    fused_rnn.tune(module, x(40))
     assert stack_of(module) == ["slow", "slow"]  # they differ: the default
 
 

@@ -62,6 +62,9 @@ CORE = {
     f"{_CUDA}/test_both_directions.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
     "graph/test_node.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
     "graph/test_node.py::test_opcheck_of_marks": Rule(EACH_VALUE, _OPCHECK),
+    "graph/test_cpp.py::test_inductor_with_a_wrapper_of_cpp": Rule(
+        NONE, "a minute to compile; test_no_op_returns_a_list has what that code generator lacks"
+    ),
     "graph/test_cpp.py::test_inductor_with_a_wrapper_of_cpp_on_the_reference": Rule(
         NONE, "a minute to compile, of the same ops"
     ),
@@ -95,6 +98,12 @@ CORE = {
     ),
     "backends/triton/test_compile.py::test_no_kernel_spills": Rule(
         NONE, "minutes for each GPU; test_each_kernel_fits_at_its_largest has each at its largest"
+    ),
+    "backends/triton/test_compile.py::test_types_that_differ_in_width_alone": Rule(
+        NONE, "half a minute each, of the same kernels"
+    ),
+    "benchmarks/test_gpu.py::test_all_of_it_on_a_stand_in": Rule(
+        NONE, "a minute and a half of processes; test_the_most_telling_on_a_stand_in has most parts"
     ),
     "test_examples_options.py::"
     "test_long_range_dependencies_are_learned_by_lstm_and_gru_alone": Rule(

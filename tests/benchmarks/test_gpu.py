@@ -265,11 +265,24 @@ def test_without_a_gpu_a_part_says_so(capsys):
     assert parts.main(["facts"]) == 2 or parts.torch.cuda.is_available()
 
 
+def on_a_stand_in(folder, *names):
+    """Return a call of stages as on a GPU, by processes: the CUDA paths on the host bench."""
+    where = ["--folder", str(folder), "--device", "cpu", "--stand-in", STAND_IN]
+    return [*where, "--only", *names]
+
+
+def test_the_most_telling_on_a_stand_in(tmp_path, capsys):
+    code = command.main(on_a_stand_in(tmp_path, "facts", "anchor", "kernels"))
+    text = capsys.readouterr().out
+    assert code == 0, text + (tmp_path / "log.txt").read_text()[-5000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["failures"], result["kernels"]["right"]) == ({}, 2)
+    assert {a["way"] for a in result["anchor"]} == {"native stepwise", "native persistent"}
+
+
 def test_all_of_it_on_a_stand_in(tmp_path, capsys):
-    """Every stage as on a GPU, by processes: the CUDA paths on the host bench."""
-    arguments = ["--folder", str(tmp_path), "--device", "cpu", "--stand-in", STAND_IN]
-    arguments += ["--only", *(n for n in ("facts", "smoke", "anchor", "floor", "kernels", "tests",
-                                          "tune", "bench"))]  # fmt: skip
+    every = "facts", "smoke", "anchor", "floor", "kernels", "tests", "tune", "bench"
+    arguments = on_a_stand_in(tmp_path, *every)
     code = command.main(arguments)
     text = capsys.readouterr().out
     assert code == 0, text + (tmp_path / "log.txt").read_text()[-5000:]

@@ -93,9 +93,18 @@ def test_one_graph_with_a_node_for_each_layer_and_direction(name, device):
     assert all(node.args[-1] is False for node in compiler.scans())  # nothing is saved
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_inductor(layer, device):
-    model = Model(layer, {"num_layers": 2, "bidirectional": True}).to(device)
+class EachLayer(nn.ModuleList):
+    """All cells in one graph, as it takes a quarter of a minute to compile."""
+
+    def __init__(self, options):
+        super().__init__(Model(layer, options) for layer in LAYERS)
+
+    def forward(self, x):
+        return tuple(model(x) for model in self)
+
+
+def test_inductor(device):
+    model = EachLayer({"num_layers": 2, "bidirectional": True}).to(device)
     compiled = torch.compile(model, fullgraph=True)
     x = torch.randn(5, 2, 3, device=device)
     torch.testing.assert_close(both_ways(compiled, x), both_ways(model, x))

@@ -1,5 +1,6 @@
 """Which SIMD levels the native module has, and which of them runs."""
 
+import json
 import os
 
 import pytest
@@ -24,22 +25,41 @@ def test_every_level_was_built():
     assert levels_of(shipped_library()) == LEVELS
 
 
-def level_that_runs(**environment):
-    out, err = run_python(
-        "import fused_rnn\nprint(fused_rnn.backends.native.simd_level())", **environment
+@pytest.fixture(scope="module")
+def said():
+    """What processes say that ask for a level, for "" and for none: which runs, and of calls.
+
+    A process decides once. So one imports torch, which takes seconds, and has a child for each.
+    """
+    levels = [parameter.values[0] for parameter in EACH_LEVEL if not parameter.marks[0].args[0]]
+    code = (
+        "import json, os\n"
+        f"for asked in {[*levels, '', None]}:\n"
+        "    if os.fork() == 0:\n"
+        "        if asked is not None: os.environ['FUSED_RNN_SIMD'] = asked\n"
+        "        from fused_rnn.backends import native\n"
+        "        from tests.backends.native.test_levels import CALL, ON_TILES, ON_VECTORS\n"
+        "        calls = *ON_TILES, *ON_VECTORS, CALL._replace(ragged=True)\n"
+        "        told = asked, native.simd_level(), [native.plan(call) for call in calls]\n"
+        "        print(json.dumps(told), flush=True)\n"
+        "        os._exit(0)\n"
+        "    assert os.wait()[1] == 0\n"
     )
-    return out or err
+    out, err = run_python(code)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert len(rows) == len(levels) + 2, err
+    return {asked: (level, words) for asked, level, words in rows}
 
 
 @pytest.mark.parametrize("level", EACH_LEVEL)
-def test_the_level_asked_for_runs(level):
-    assert level_that_runs(FUSED_RNN_SIMD=level) == level
+def test_the_level_asked_for_runs(level, said):
+    assert said[level][0] == level
 
 
 @pytest.mark.parametrize("asked", ["", None], ids=["empty", "unset"])
-def test_the_best_runs_where_none_is_asked_for(asked):
+def test_the_best_runs_where_none_is_asked_for(asked, said):
     best = [parameter.values[0] for parameter in EACH_LEVEL if not parameter.marks[0].args[0]][-1]
-    assert level_that_runs(**({} if asked is None else {"FUSED_RNN_SIMD": asked})) == best
+    assert said[asked][0] == best
 
 
 CALL = Problem("lstm", torch.device("cpu"), torch.float32, 20, 32, 8, 256, 0, False, False, None)
@@ -55,28 +75,15 @@ ON_VECTORS = (
 )
 
 
-def words_of_levels(level):
-    """Return what a process says of the problems, where it runs a level."""
-    code = (
-        "from fused_rnn.backends import native\n"
-        "from tests.backends.native.test_levels import CALL, ON_TILES, ON_VECTORS\n"
-        "for call in (*ON_TILES, *ON_VECTORS, CALL._replace(ragged=True)):\n"
-        "    print(native.plan(call))\n"
-    )
-    out, err = run_python(code, FUSED_RNN_SIMD=level)
-    assert out, err
-    return out.splitlines()
-
-
 @pytest.mark.parametrize("level", EACH_LEVEL[:-1])
-def test_a_level_of_vectors_takes_every_call(level):
-    assert set(words_of_levels(level)) == {level}
+def test_a_level_of_vectors_takes_every_call(level, said):
+    assert set(said[level][1]) == {level}
 
 
 @pytest.mark.parametrize("level", EACH_LEVEL[-1:])
-def test_the_level_of_a_call_is_told(level):
+def test_the_level_of_a_call_is_told(level, said):
     expected = [level] * len(ON_TILES) + ["avx512"] * len(ON_VECTORS) + [f"{level} or avx512"]
-    assert words_of_levels(level) == expected
+    assert said[level][1] == expected
 
 
 def test_explain_names_the_level():
