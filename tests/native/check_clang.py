@@ -23,10 +23,7 @@ ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "clang"
 PACKAGE = ROOT / "build" / "clang-package"
 SOURCES = ("csrc", "fused_rnn", "tests", "setup.py", "pyproject.toml")
-TESTS = (
-    "tests/backends/native/test_math.py",
-    "tests/backends/test_kernels.py",
-)
+TESTS = ("tests/backends/test_kernels.py",)
 
 
 def main() -> int:
@@ -38,8 +35,8 @@ def main() -> int:
         "CXX": compiler,
         "FUSED_RNN_CUDA": "0",
         "FUSED_RNN_WERROR": "1",
-        # Twice as fast to compile; that the fastest code is right is tested of GCC's.
-        "FUSED_RNN_CXXFLAGS": "-O1",
+        # A third of the time to compile; that the fastest code is right is tested of GCC's.
+        "FUSED_RNN_CXXFLAGS": "-O0",
         # ninja is there.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(tree),
