@@ -59,6 +59,8 @@ inline std::vector<Sizes> team_sizes() {
 inline bool is_large(const Sizes& sizes) { return sizes.I * sizes.H > 100000; }
 // Takes most of the rest, to be cut into chunks, which knows no element type.
 inline bool is_cut(const Sizes& sizes) { return sizes.T * sizes.N > 300; }
+// Takes most of what is left then, to be cut into bands: with a state beside h, and with none.
+inline bool is_banded(const Sizes& sizes) { return sizes.N > 256 && sizes.I > 1000; }
 
 struct Variant {
   const char* name;
