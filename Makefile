@@ -128,7 +128,7 @@ format: $(READY)
 sanitize: $(READY)
 	$(PYTHON) -m tests.native.sanitize
 
-# Compiles every kernel for one GPU of each kind of code path, ALL=1 for every GPU, and compares what
+# Compiles each kind of kernel for one GPU of each kind of code path, ALL=1 all for every GPU, and compares what
 # it takes of one with the committed table, which RENEW=1 writes anew. What has not changed is not
 # compiled again. Without nvcc it says so, and is content.
 check-cuda: $(READY)

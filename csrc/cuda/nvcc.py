@@ -231,7 +231,7 @@ def compile_object(
 ) -> Object:
     """Compile a source, unless it has been already and nothing has changed since.
 
-    ``few``: not all of its kernels (persistent/products.cuh), to check the code for one GPU more.
+    ``few``: not all of its kernels (persistent/products.cuh), to check what every commit has to.
     """
     host = ",".join((*HOST_FLAGS, "-Werror") if werror else HOST_FLAGS)
     flags = [*FLAGS, *watchdog(), *host_compiler(), "-Xcompiler", host]
@@ -262,9 +262,12 @@ def compile_object(
 def compile_objects(directory: Path = CACHE, *, werror: bool = False) -> list[Path]:
     """Compile every kernel, several sources at a time; return the objects.
 
-    The architectures are those of TORCH_CUDA_ARCH_LIST, the jobs at most MAX_JOBS.
+    The architectures are those of TORCH_CUDA_ARCH_LIST, the jobs at most MAX_JOBS. With
+    FUSED_RNN_FEW_KERNELS the large ones have not all kernels: a module that shows that it can be
+    made, and refuses what it has none for.
     """
     toolkit = find_toolkit()
+    few = bool(os.environ.get("FUSED_RNN_FEW_KERNELS"))
     targets = architectures(os.environ.get("TORCH_CUDA_ARCH_LIST"), toolkit)
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     # The large ones take as long as all others together, so they share the cores.
@@ -273,7 +276,13 @@ def compile_objects(directory: Path = CACHE, *, werror: bool = False) -> list[Pa
     def compiled(source: Path) -> Path:
         mine = targets_of(source, targets)
         return compile_object(
-            source, mine, toolkit, werror=werror, threads=threads, directory=directory
+            source,
+            mine,
+            toolkit,
+            werror=werror,
+            threads=threads,
+            directory=directory,
+            few=few and source.parent == LARGE,
         ).path
 
     with ThreadPoolExecutor(max(1, jobs // threads)) as pool:

@@ -3,10 +3,11 @@
     python -m tests.native.check_cuda [--all] [--renew]
 
 For one GPU of each kind of code path, or for all. Of the persistent kernels, nine tenths of the
-work, only one of these GPUs has every pair of a cell and a kind of product. Warnings are errors.
-The table of registers, shared memory, stack frames and spills, and of what the machine code must
-not have (sass.py), is compared with csrc/cuda/resources.txt (--renew writes it anew instead).
-Without nvcc there is nothing to check, and without cuobjdump no machine code.
+work, only the latter has every pair of a cell and a kind of product; the host bench has all pairs
+compiled for each commit, by another compiler. Warnings are errors. The table of registers, shared
+memory, stack frames and spills, and of what the machine code must not have (sass.py), is compared
+with csrc/cuda/resources.txt (--renew writes it anew instead). Without nvcc there is nothing to
+check, and without cuobjdump no machine code.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from .resources import Table, Usage
 ARCHITECTURES = ("75", "80", "86", "89", "90a", "100", "120")
 # Asynchronous copies and no clusters; clusters; clusters and less shared memory.
 KINDS = ("80", "90a", "120")
-# Which of these has all kernels for each commit, and whose machine code is looked at.
-WHOLE = "90a"
+# Of which of these the machine code is looked at for each commit.
+WITH_CODE = "90a"
 COMMITTED = ROOT / "csrc" / "cuda" / "resources.txt"
 
 
@@ -52,12 +53,17 @@ def measure(
 
 
 def measure_all(
-    toolkit: Toolkit, numbers: list[str], whole: Collection[str], cuobjdump: str | None
+    toolkit: Toolkit,
+    numbers: list[str],
+    few: bool,
+    with_code: Collection[str],
+    cuobjdump: str | None,
 ) -> Table:
     """Return the table of the kernels, a compiler on each core.
 
     Args:
-        whole: the architectures that have all kernels, and whose machine code is looked at
+        few: whether to leave out most pairs of a cell and a kind of product
+        with_code: the architectures whose machine code is looked at
     """
     every = [Architecture(number) for number in numbers]
     work = [(source, a.number) for source in SOURCES for a in nvcc.targets_of(source, every)]
@@ -65,10 +71,11 @@ def measure_all(
     table: Table = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(
-            lambda unit: (
-                measure(*unit, toolkit, cuobjdump, few=False)
-                if unit[1] in whole
-                else measure(*unit, toolkit, None, few=unit[0].parent == nvcc.LARGE)
+            lambda unit: measure(
+                *unit,
+                toolkit,
+                cuobjdump if unit[1] in with_code else None,
+                few=few and unit[0].parent == nvcc.LARGE,
             ),
             work,
         )
@@ -134,8 +141,9 @@ def main(arguments: list[str]) -> int:
             print("No cuobjdump: the machine code is not checked (Triton's package has one).")
             if renew:
                 return 1
-        whole = known if given.all or renew else [WHOLE]
-        table = measure_all(toolkit, known, whole, cuobjdump)
+        few = not (given.all or renew)
+        with_code = [WITH_CODE] if few else known
+        table = measure_all(toolkit, known, few, with_code, cuobjdump)
     except CudaBuildError as reason:
         print(reason)
         return 1
@@ -143,8 +151,8 @@ def main(arguments: list[str]) -> int:
     print(text, end="")
     if renew:
         COMMITTED.write_text(text)
-    wholly = [f"sm_{n}" for n in whole]
-    well = renew or judge(table, toolkit.release, wholly, wholly if cuobjdump else [])
+    coded = [f"sm_{n}" for n in with_code if cuobjdump]
+    well = renew or judge(table, toolkit.release, [] if few else None, coded)
     verdict = "table renewed" if renew else "all well" if well else "FAILED"
     print(f"{len(table)} kernels on {len(known)} architectures: {verdict}, ", end="")
     print(f"{time.monotonic() - begin:.0f} s")

@@ -244,8 +244,8 @@ struct OneColumn<PlainProduct> : PlainProduct {
   }
 };
 
-// Which kernels a source has: all; or, where one GPU more is only checked, each cell and each kind
-// of product once (tests/native/check_cuda.py). Types of 16 bits differ in their conversions alone.
+// Which kernels a source has: all; or, where code is only checked, each cell and each kind of
+// product once (tests/native/check_cuda.py). Types of 16 bits differ in their conversions alone.
 #ifdef FUSED_RNN_FEW_KERNELS
 template <class Product, class Cell = void>  // void: every cell's, chosen as it runs
 constexpr bool has_kernel() {

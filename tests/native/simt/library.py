@@ -37,8 +37,8 @@ FLAGS = (
 # Set where tests run with the sanitizers' libraries preloaded: then kernels are sanitized too.
 SANITIZE = "FUSED_RNN_SANITIZED_BENCH"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-# A program is linked to these kernels, and calls what is no C interface. It has few problems, and is
-# sooner done where nothing is optimised.
+# A program is linked to these kernels, and calls what is no C interface. It has few problems, and
+# is sooner done where nothing is optimised.
 SANITIZED = (*SANITIZERS, "-fvisibility=default", "-O0")
 
 FORWARD, BACKWARD = 0, 1  # orders of threads and blocks; a larger number is a seed of random ones
