@@ -128,9 +128,9 @@ format: $(READY)
 sanitize: $(READY)
 	$(PYTHON) -m tests.native.sanitize
 
-# Compiles each kind of kernel for one GPU of each kind of code path, ALL=1 all for every GPU, and compares what
-# it takes of one with the committed table, which RENEW=1 writes anew. What has not changed is not
-# compiled again. Without nvcc it says so, and is content.
+# Compiles each kind of kernel for one GPU of each kind of code path, with ALL=1 every kernel for every
+# GPU, and compares what it takes of one with the committed table, which RENEW=1 writes anew. What has
+# not changed is not compiled again. Without nvcc it says so, and is content.
 check-cuda: $(READY)
 	@$(PYTHON) -m tests.native.check_cuda $(if $(ALL),--all) $(if $(RENEW),--renew)
 
