@@ -115,6 +115,17 @@ class LSTM(Layers[tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]])
         *,
         learn_initial_state: bool = False,
         recompute: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        norm_eps: float = 1e-5,
+        recurrent_activation: str | tuple[str, float, float] = "sigmoid",
+        activation: str = "tanh",
+        use_peepholes: bool = False,
+        input_forget: bool = False,
+        cell_clip: float | None = None,
+        proj_clip: float | None = None,
+        num_heads: int = 1,
     ) -> None:
         """See the class."""
 
@@ -185,6 +196,14 @@ class GRU(Layers[Tensor, PackedSequence]):
         *,
         learn_initial_state: bool = False,
         recompute: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
+        norm_eps: float = 1e-5,
+        reset_after: bool = True,
+        recurrent_activation: str | tuple[str, float, float] = "sigmoid",
+        activation: str = "tanh",
+        num_heads: int = 1,
     ) -> None:
         """See the class."""
 
@@ -235,6 +254,11 @@ class RNN(Layers[Tensor, PackedSequence]):
         *,
         learn_initial_state: bool = False,
         recompute: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
+        norm_eps: float = 1e-5,
+        num_heads: int = 1,
     ) -> None:
         """See the class."""
 

@@ -27,6 +27,7 @@ FLOORS = (
     ("backends.machine", "backends.records"),
     ("backends.measured",),
     ("backends.base", "backends.transforms"),
+    ("variants",),
     ("cells", "command"),
 )
 # The reference is written in terms that all backends share, and they are the backends package's.

@@ -117,12 +117,24 @@ def _node_backward(name: str, cell: str, x: Shape, *others: Any, **_: Any) -> in
     return again + _backward(x, h0, w_ih, w_hh, w_hr, wanted)
 
 
+def _variant_forward(name: str, cell: str, x: Shape, *others: Any, **_: Any) -> int:
+    return _node_forward(name, cell, x, *others[:7])
+
+
+def _variant_backward(name: str, cell: str, x: Shape, *others: Any, **_: Any) -> int:
+    *of_inputs, anew_h, anew_c = others[-1]
+    # Without what a plain node has not: three operands, and their gradients.
+    needs = *of_inputs[:8], anew_h, anew_c
+    return _node_backward(name, cell, x, *others[:7], *others[10:-1], needs)
+
+
 _FORMULAS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
     **{cell: (_simple_forward, _simple_backward) for cell in CELLS},
     "lstm": (_lstm_forward, _lstm_backward),
     "bidirectional": (_both_forward, _both_backward),
     "marked": (_marked_forward, _marked_backward),
     "layer": (_node_forward, _node_backward),
+    "variant": (_variant_forward, _variant_backward),
 }
 
 

@@ -18,6 +18,7 @@ from torch.nn.functional import dropout as drop
 from fused_rnn.backends import transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.scans.checks import Row, Stack
+from fused_rnn.variants import variant_of
 
 __all__ = ["onnx_stack"]
 
@@ -46,6 +47,9 @@ def onnx_stack(
     Args:
         lengths: (N,), of padded sequences; None where all have all steps
     """
+    variant = variant_of(stack.cell)
+    if variant is not None:
+        raise RuntimeError(f"ONNX has no node with {' and '.join(variant.changed)}")
     d, h_n, c_n = stack.directions, [], []
     for layer in range(stack.layers):
         if layer and dropout and training:

@@ -130,6 +130,8 @@ def supports(problem: Problem) -> str | None:
         return f"no kernel for device type {problem.device.type!r}"
     if problem.dtype not in _DTYPES:
         return f"no kernel for {problem.dtype}"
+    if problem.cell not in CELLS:
+        return "no kernel for variants of the cells"
     if problem.transform not in (None, transforms.COUNTING):
         return f"{problem.transform} needs torch's own operators"
     return _refused_gpu(problem.device) if problem.device.type == "cuda" else None
