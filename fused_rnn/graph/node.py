@@ -108,7 +108,7 @@ def scan(
     if transforms.active() in transforms.ONLY_REFERENCE:
         y, h_n, c_n, c = by_torch(cell, inputs, marked, reverse, every_c)
         return y, h_n, c_n, c if every_c else None
-    if backend == native.name and transforms.exporting():
+    if backend == native.name and transforms.exporting() and isinstance(inputs, Inputs):
         # Asked for by name: its ops are of C++, and a program of these needs no Python.
         dense = inputs_of([t if t is None else t.contiguous() for t in inputs])
         if every_c:
