@@ -66,7 +66,8 @@ struct VariantOperands {
     gates_x = checked(gates_x, "gates_x", {rows, GH}, x);
     h0 = checked(h0, "h0", {N, R}, x);
     c0 = checked(c0, "c0", {N, H}, x);
-    w_hh = checked(w_hh, "w_hh", o.heads > 1 ? Sizes{o.heads, GH / o.heads, R / o.heads} : Sizes{GH, R}, x);
+    w_hh = checked(w_hh, "w_hh",
+                   o.heads > 1 ? Sizes{o.heads, GH / o.heads, R / o.heads} : Sizes{GH, R}, x);
     b_hh = checked(b_hh_, "b_hh", {GH}, x);
     w_hr = checked(w_hr_, "w_hr", {P, H}, x);
     E = (o.norm ? (o.lstm() ? GH + 2 * H : GH) : 0) + (o.peepholes ? (o.coupled ? 2 : 3) * H : 0);
@@ -139,7 +140,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(std::string cell, Tensor
                                                         Maybe w_hr, Maybe extra, Maybe mask,
                                                         Maybe draws, Maybe batch_sizes,
                                                         bool reverse, bool training, bool every_c) {
-  const VariantOperands in(cell, gates_x, h0, c0, w_hh, b_hh, w_hr, extra, mask, draws, batch_sizes);
+  const VariantOperands in(cell, gates_x, h0, c0, w_hh, b_hh, w_hr, extra, mask, draws,
+                           batch_sizes);
   const VariantKept kept(in.o, in.H, in.P);
   const bool lstm = in.o.lstm();
   Tensor y = in.empty({in.rows, in.R}), h_n = in.empty({in.N, in.R});
@@ -159,7 +161,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward
     std::string cell, Tensor gates_x, Tensor h0, Maybe c0, Tensor w_hh, Maybe b_hh, Maybe w_hr,
     Maybe extra, Maybe mask, Maybe draws, Maybe batch_sizes, bool reverse, Tensor y, Tensor saved,
     Maybe dy, Maybe dh_n, Maybe dc_n, Maybe dc) {
-  const VariantOperands in(cell, gates_x, h0, c0, w_hh, b_hh, w_hr, extra, mask, draws, batch_sizes);
+  const VariantOperands in(cell, gates_x, h0, c0, w_hh, b_hh, w_hr, extra, mask, draws,
+                           batch_sizes);
   const VariantKept kept(in.o, in.H, in.P);
   const Tensor& x = in.gates_x;
   y = checked(y, "y", {in.rows, in.R}, x);
@@ -193,8 +196,8 @@ std::int64_t kept_per_row(std::string cell, std::int64_t H, std::int64_t P) {
   return VariantKept(options_of(cell), H, P).total;
 }
 
-#define FUSED_RNN_OPERANDS                                                                       \
-  "str cell, Tensor gates_x, Tensor h0, Tensor? c0, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, "   \
+#define FUSED_RNN_OPERANDS                                                                     \
+  "str cell, Tensor gates_x, Tensor h0, Tensor? c0, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, " \
   "Tensor? extra, Tensor? mask, Tensor? draws, Tensor? batch_sizes, bool reverse, "
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {

@@ -231,8 +231,9 @@ for _name in _OPS.values():
     torch.library.impl(_backward, "CompositeExplicitAutograd", backward)
     torch.library.register_fake(_forward, _fake_forward)
     torch.library.register_fake(_backward, _fake_backward)
-    # Where operands are batched, by torch.func and by is_grads_batched=True of torch.autograd: every
-    # operator in there has a rule of its own. torch.library.register_vmap knows the former only.
+    # Where operands are batched, by torch.func and by is_grads_batched=True of torch.autograd:
+    # every operator in there has a rule of its own. torch.library.register_vmap knows the former
+    # only.
     torch.library.impl(_forward, "FuncTorchBatched", _forward_by_reference)
     torch.library.impl(_backward, "Batched", _backward_by_reference)
     torch.library.impl(_forward, "Autograd", _with_autograd)

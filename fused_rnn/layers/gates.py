@@ -78,8 +78,8 @@ def _at(states: Tensor | None, k: int) -> Tensor | None:
 def _gates(name: str, x: Tensor, before: State, row: Row) -> Any:
     cell, variant = cell_of(name), variant_of(name)
     if variant is None:
-        return cell.gates_of(x, before.h, Weights(*operands(row)))  # type: ignore[arg-type]
-    return cell.gates_of(x, before, VariantWeights(*variant_operands(variant, row)))  # type: ignore[arg-type]
+        return cell.gates_of(x, before.h, Weights(*operands(row)))
+    return cell.gates_of(x, before, VariantWeights(*variant_operands(variant, row)))
 
 
 def _before(

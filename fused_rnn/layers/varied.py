@@ -1,12 +1,12 @@
-"""Variants of the cells as layers have them: their options, their parameters, what torch.nn lacks."""
+"""Variants of the cells as layers have them: options, parameters, and what torch.nn lacks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from fused_rnn.backends import transforms
 from fused_rnn.variants import Variant, extra_sizes, from_options, variant_of
 from fused_rnn.variants.names import SIGMOID
 
@@ -35,7 +35,7 @@ class Varied(nn.RNNBase):
     """The part of LSTM, GRU and RNN that makes them variants of themselves."""
 
     _torch: ClassVar[type[nn.RNNBase]]
-    # The variant's name in training mode, and in eval mode; on the class, for layers without options.
+    # The variant's name in training mode, and in eval mode; on the class, as most have no options.
     _variants: tuple[str, str] | None = None
 
     if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Varied(nn.RNNBase):
         names += anew
         anew[names[1]] = (rows, width) if heads == 1 else (heads, rows // heads, width // heads)
         if variant.input_forget:
-            anew[names[0]] = rows, self._parameters[names[0]].shape[1]  # type: ignore[union-attr]
+            anew[names[0]] = rows, self._parameters[names[0]].shape[1]
             anew |= dict.fromkeys(names[2:4] if self.bias else (), (rows,))
         like: Tensor = self._parameters[names[0]]  # type: ignore[assignment]
         for name, shape in anew.items():
@@ -114,7 +114,7 @@ class Varied(nn.RNNBase):
             batch_first=self.batch_first, bidirectional=self.bidirectional,
             device="meta", dtype=like.dtype, **more,
         )  # fmt: skip
-        if not torch.jit.is_tracing():
+        if not transforms.jit_traces():
             twin.to_empty(device=like.device)(input, hx)
         raise RuntimeError(
             f"{self._torch.__name__}: {reason}, and torch.nn's own forward, which runs such calls, "

@@ -49,7 +49,7 @@ class VariantWeights(NamedTuple):
 
 def extra_sizes(v: Variant) -> dict[str, int]:
     """Return how many times H numbers each of a variant's own parameters has, by name."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     if v.layer_norm is not None:
         sizes |= {"ln_ih": v.gates, "ln_hh": v.gates}
         sizes |= {"ln_c": 1, "ln_c_bias": 1} if v.cell == "lstm" else {}
@@ -117,6 +117,7 @@ def lstm_gates(v: Variant, x: Tensor, state: State, w: VariantWeights) -> LstmGa
     peephole = _extra(v, w).peephole
     if peephole is not None:
         *p_i, p_f, p_o = peephole.chunk(v.gates - 1)
+        assert state.c is not None
         a_i = [a + p * state.c for a, p in zip(a_i, p_i, strict=True)]
         a_f = a_f + p_f * state.c
     f, g = _sigmoid(v, a_f), _tanh(v, a_g)

@@ -98,7 +98,7 @@ def test_state_dicts():
         pytest.raises(RuntimeError, match="Unexpected key"),
     ):
         plain.load_state_dict(module.state_dict())
-    with pytest.raises(RuntimeError, match="Missing key.*ln_ih_l0"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*ln_ih_l0"):
         module.load_state_dict(plain.state_dict())
 
 
@@ -114,12 +114,12 @@ def test_what_torch_has_no_place_for():
         torch.jit.script(model[0])
     with (
         fused_rnn.use_backend("torch"),
-        pytest.raises(RuntimeError, match="'torch' was asked for .* no zoneout and no layer_norm"),
+        pytest.raises(RuntimeError, match=r"'torch' was asked for .* no zoneout and no layer_norm"),
     ):
         model[0](x)
     with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
         model[0](torch.randn(T, N, I + 1))
-    with pytest.raises(RuntimeError, match="torch.nn's own forward.* has no zoneout and no layer"):
+    with pytest.raises(RuntimeError, match=r"torch.nn's own forward.* has no zoneout and no layer"):
         model[0](torch.randn(T, N, I).as_subclass(Sub))
 
 

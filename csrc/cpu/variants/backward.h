@@ -40,9 +40,8 @@ class VariantBackward : VariantScan<T> {
       : i < early + late ? late_.pack(i - early)
                          : projection_.pack(i - early - late);
     });
-    m.run(Base::kBlocks, [&](std::int64_t block) {
-      std::fill_n(own_sums_.get() + block * own_, own_, T{});
-    });
+    m.run(Base::kBlocks,
+          [&](std::int64_t block) { std::fill_n(own_sums_.get() + block * own_, own_, T{}); });
     this->for_rows(m, a_.N, [&](std::int64_t n, std::int64_t) {
       take(a_.dh_n, n, R_, dh_.get());
       if (o_.lstm()) {
@@ -88,9 +87,8 @@ class VariantBackward : VariantScan<T> {
   void step(Team::Member& m, std::int64_t k) {
     const std::int64_t batch = steps_.batch(k), first = steps_.begin(k);
     const auto each = [&](auto&& f) {
-      this->for_rows(m, batch, [&](std::int64_t n, std::int64_t block) {
-        f(Here{n, k, first + n, block});
-      });
+      this->for_rows(m, batch,
+                     [&](std::int64_t n, std::int64_t block) { f(Here{n, k, first + n, block}); });
     };
     each([&](const Here& at) { hidden_row(at); });
     if (a_.P > 0) {
@@ -128,9 +126,7 @@ class VariantBackward : VariantScan<T> {
   }
   T* own(const Here& at) const { return own_sums_.get() + at.block * own_; }
   T* gates_out(const Here& at) const { return of(a_.dgates) + at.row * GH_; }
-  T* sums_out(const Here& at) const {
-    return of(o_.split() ? a_.dsums : a_.dgates) + at.row * GH_;
-  }
+  T* sums_out(const Here& at) const { return of(o_.split() ? a_.dsums : a_.dgates) + at.row * GH_; }
 
   // The state of the step before, one of `kept`'s values or what was given.
   const T* before(const Here& at, std::int64_t value, const void* given, std::int64_t units) const {
@@ -195,8 +191,8 @@ class VariantBackward : VariantScan<T> {
     // A GRU's candidate has left there what its past gets.
     const T* const d = (o_.own_bias() ? sums_out(at) : gates_out(at)) + first * H_;
     normalise_back<T>(kept(at) + kept_.sums + first * H_, d, gates * H_, o_.eps,
-                      of(a_.ln_hh) + first * H_, sums_out(at) + first * H_,
-                      own(at) + first * H_, nullptr);
+                      of(a_.ln_hh) + first * H_, sums_out(at) + first * H_, own(at) + first * H_,
+                      nullptr);
   }
 
   // Through the output gate: the gradient of c into dc (H,), on top of what comes from later.
@@ -332,8 +328,8 @@ class VariantBackward : VariantScan<T> {
     T* const d = dreset_.get() + at.n * H_;
     for_units<T>(H_, [&](std::int64_t j, std::int64_t valid) {
       const V r = load(s + kept_.gates + j, valid), dv = load(d + j, valid);
-      store<T>(gates_out(at) + j,
-               dv * load(s + kept_.heard + j, valid) * this->gate_slope(r), valid);
+      store<T>(gates_out(at) + j, dv * load(s + kept_.heard + j, valid) * this->gate_slope(r),
+               valid);
       store<T>(d + j, dv * r, valid);
     });
     unsettle(at, 0, 2);
@@ -354,10 +350,10 @@ class VariantBackward : VariantScan<T> {
   HeadProduct<T> product_, late_, projection_;
   // Sizes of the variant's own parameters, of all of them, and of what is summed up along with them.
   const std::int64_t ln_hh_, ln_c_, peep_, extra_, own_;
-  Buffer<T> dh_, pass_, dc_;     // (N, R), (N, R), (N, H)
-  Buffer<T> dhidden_, dreset_;   // (N, H)
-  Buffer<T> own_sums_;           // [block][own]
-  Buffer<T> scratch_;            // [block][3][room]
+  Buffer<T> dh_, pass_, dc_;    // (N, R), (N, R), (N, H)
+  Buffer<T> dhidden_, dreset_;  // (N, H)
+  Buffer<T> own_sums_;          // [block][own]
+  Buffer<T> scratch_;           // [block][3][room]
 };
 
 }  // namespace FUSED_RNN_LEVEL

@@ -62,9 +62,8 @@ class VariantForward : VariantScan<T> {
   void step(Team::Member& m, std::int64_t k) {
     const std::int64_t batch = steps_.batch(k), first = steps_.begin(k);
     const auto each = [&](auto&& f) {
-      this->for_rows(m, batch, [&](std::int64_t n, std::int64_t block) {
-        f(Here{n, k, first + n, block});
-      });
+      this->for_rows(m, batch,
+                     [&](std::int64_t n, std::int64_t block) { f(Here{n, k, first + n, block}); });
     };
     const auto into = [](T* out, std::int64_t row) {
       return [=](std::int64_t n, std::int64_t column, V sums, std::int64_t valid) {
@@ -279,10 +278,10 @@ class VariantForward : VariantScan<T> {
 
   const VariantForwardArgs& a_;
   HeadProduct<T> product_, late_, projection_;
-  Buffer<T> h_, heard_, c_;                      // (N, R), (N, R), (N, H)
-  Buffer<T> sums_, reset_h_, hidden_, proj_;     // (N, G*H), (N, H), (N, H), (N, P)
-  Buffer<T> rows_;                               // (N, kept), where nothing is saved
-  Buffer<T> scratch_;                            // [block][2][room]
+  Buffer<T> h_, heard_, c_;                   // (N, R), (N, R), (N, H)
+  Buffer<T> sums_, reset_h_, hidden_, proj_;  // (N, G*H), (N, H), (N, H), (N, P)
+  Buffer<T> rows_;                            // (N, kept), where nothing is saved
+  Buffer<T> scratch_;                         // [block][2][room]
 };
 
 }  // namespace FUSED_RNN_LEVEL

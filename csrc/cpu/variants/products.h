@@ -30,17 +30,15 @@ class HeadProduct {
     }
   }
 
-  std::int64_t groups() const {
-    return packed_.empty() ? 0 : heads() * packed_.front().groups();
-  }
+  std::int64_t groups() const { return packed_.empty() ? 0 : heads() * packed_.front().groups(); }
 
   void pack(std::int64_t item) {
-    const std::int64_t head = item / packed_.front().groups(), group = item % packed_.front().groups();
+    const std::int64_t head = item / packed_.front().groups(),
+                       group = item % packed_.front().groups();
     Packed<T>& to = packed_[static_cast<std::size_t>(head)];
     if (back_) {
-      pack_columns<T>(to, width_, group, [&](std::int64_t k) {
-        return row(head, first_ + k / units_, k % units_);
-      });
+      pack_columns<T>(to, width_, group,
+                      [&](std::int64_t k) { return row(head, first_ + k / units_, k % units_); });
     } else {
       pack_rows<T>(to, width_, group, [&](std::int64_t q) {
         const std::int64_t unit = q % slices_ * kW;

@@ -187,7 +187,8 @@ class VariantScan {
   }
 
   // 1 where a unit of sequence n keeps its old value in step k, 0 elsewhere, into keep (room_,).
-  void draw(std::int64_t n, std::int64_t k, std::int64_t units, double p, int which, T* keep) const {
+  void draw(std::int64_t n, std::int64_t k, std::int64_t units, double p, int which,
+            T* keep) const {
     const std::int64_t* const of = args_.draws + 3 * n;
     const auto step = static_cast<std::uint32_t>(of[1] + time(k));
     const auto limit = static_cast<std::uint64_t>(std::nearbyint(p * 4294967296.0));
@@ -235,8 +236,8 @@ class VariantScan {
   }
 
   HeadProduct<T> recurrent(int first, int last, bool back) const {
-    return HeadProduct<T>(args_.w_hh, o_.heads, o_.gates, first, last, H_ / o_.heads,
-                          R_ / o_.heads, back, args_.N, members_);
+    return HeadProduct<T>(args_.w_hh, o_.heads, o_.gates, first, last, H_ / o_.heads, R_ / o_.heads,
+                          back, args_.N, members_);
   }
   HeadProduct<T> projection(bool back) const {
     if (args_.P == 0) {

@@ -44,7 +44,7 @@ def forward(
         y, h_n, c_n, c, kept = _call("variant_scan", cell, gates_x, wide, batch_sizes, reverse)(
             training, every_c
         )
-    y, c = (t if not t.dim() == 2 else t.view(*inputs.x.shape[:-1], -1) for t in (y, c))
+    y, c = (t.view(*inputs.x.shape[:-1], -1) if t.dim() == 2 else t for t in (y, c))
     saved: tuple[Tensor, ...] = ()
     if training:
         saved = (kept,) if variant.layer_norm is None else (kept, projected)
@@ -96,11 +96,11 @@ def backward(
         sums = dsums if len(dsums) == len(dgates) and dsums.dim() == 2 else dgates
         size = wide.h0.shape[1]
         found = VariantInputs(
-            x=None if dx is None else dx.view_as(inputs.x),  # type: ignore[arg-type]
+            x=None if dx is None else dx.view_as(inputs.x),
             h0=dh0,
             c0=dc0,
-            w_ih=dw_ih,  # type: ignore[arg-type]
-            w_hh=_of_recurrent(variant, sums, kept, size, wide.w_hh) if needs[4] else None,  # type: ignore[arg-type]
+            w_ih=dw_ih,
+            w_hh=_of_recurrent(variant, sums, kept, size, wide.w_hh) if needs[4] else None,
             b_ih=db_ih,
             b_hh=_of_bias(dgates, dbias) if needs[6] else None,
             w_hr=dproj.t() @ kept[:, size : size + wide.w_hr.shape[1]]
@@ -129,7 +129,7 @@ def _widened(inputs: VariantInputs) -> tuple[torch.dtype, VariantInputs]:
     if dtype not in _HALF:
         return dtype, inputs
     wide = [t if t is None or t.dtype != dtype else t.float() for t in inputs]
-    return dtype, VariantInputs(*wide)  # type: ignore[arg-type]
+    return dtype, VariantInputs(*wide)
 
 
 def _flat(t: Tensor | None) -> Tensor | None:
@@ -164,7 +164,7 @@ def _settled(variant: Variant, projected: Tensor, wide: VariantInputs) -> Tensor
     """Return what the input says to the gates, with its norm and bias."""
     if variant.layer_norm is not None:
         shape = projected.shape[1:]
-        gain = wide.extra[: shape[0]]  # type: ignore[index]  # with norms it is there
+        gain = wide.extra[: shape[0]]
         return torch.layer_norm(projected, shape, gain, wide.b_ih, variant.layer_norm)
     return projected if wide.b_ih is None else projected.add_(wide.b_ih)
 
@@ -182,19 +182,24 @@ def _of_input(
         db_ih = dgates.sum(0) if needs[5] else None
     else:
         shape = list(projected.shape[1:])
-        gain = wide.extra[: shape[0]]  # type: ignore[index]
+        gain = wide.extra[: shape[0]]
         _, mean, scale = torch.native_layer_norm(projected, shape, None, None, variant.layer_norm)
         dgates, dln_ih, db_ih = torch.ops.aten.native_layer_norm_backward(
-            dgates, projected, shape, mean, scale, gain, wide.b_ih, [True, True, wide.b_ih is not None]
+            dgates,
+            projected,
+            shape,
+            mean,
+            scale,
+            gain,
+            wide.b_ih,
+            [True, True, wide.b_ih is not None],
         )
     dx = dgates @ wide.w_ih if needs[0] else None
     dw_ih = dgates.t() @ wide.x.flatten(0, -2) if needs[3] else None
     return dx, dw_ih, db_ih, dln_ih
 
 
-def _of_recurrent(
-    variant: Variant, sums: Tensor, kept: Tensor, size: int, w_hh: Tensor
-) -> Tensor:
+def _of_recurrent(variant: Variant, sums: Tensor, kept: Tensor, size: int, w_hh: Tensor) -> Tensor:
     """Return the gradient of w_hh, from that of what it gave and from what it took."""
     heads, heard = variant.num_heads, kept[:, :size]
     late = 2 * size
