@@ -44,7 +44,7 @@ def forward(
         y, h_n, c_n, c, kept = _call("variant_scan", cell, gates_x, wide, batch_sizes, reverse)(
             training, every_c
         )
-    y, c = (t.view(*inputs.x.shape[:-1], -1) if t.dim() == 2 else t for t in (y, c))
+    y, c = (t.view(*inputs.x.shape[:-1], t.shape[1]) if t.dim() == 2 else t for t in (y, c))
     saved: tuple[Tensor, ...] = ()
     if training:
         saved = (kept,) if variant.layer_norm is None else (kept, projected)
