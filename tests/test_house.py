@@ -16,7 +16,7 @@ FLOORS = (
     ("__main__",),
     ("__init__",),
     ("explain", "tune"),
-    ("convert", "trials"),
+    ("convert", "trials", "importing"),
     ("modules", "functional"),
     ("layers",),
     ("graph",),

@@ -173,6 +173,8 @@ class Layers(Beyond[State, PackedStates], DropIn, Proxied, nn.RNNBase):
         if return_states is None:
             return_states = False
         asked = return_states is not False or self.recompute is not False
+        if self._variants is not None and transforms.jit_traces():
+            asked = transforms.onnx_exports()  # torch's own layers, written by a trace, are plain
         if lengths is not None or resets is not None or asked:
             return self._forward_with_options(input, hx, lengths, resets, return_states)
         if torch.compiler.is_compiling():

@@ -99,6 +99,8 @@ class Options:
         operands = stack, x, h0, c0, rows, batch_sizes, n
         if transforms.onnx_exports() and (self._cuts or self._every_state):
             return self._in_onnx(*operands, dropout, training)
+        if transforms.jit_traces() and transforms.onnx_exports():
+            return onnx_stack(stack, x, h0, c0, rows, n, dropout, training)
         if torch.compiler.is_compiling():
             return self._in_graph(*operands, dropout, training)
         if not self._cuts:

@@ -102,7 +102,7 @@ class Varied(nn.RNNBase):
 
     def _refuse_torch(self, input: Any, hx: Any, reason: str) -> None:
         """Raise where a variant cannot be left to torch.nn, in its words if it refuses too."""
-        variant = self._variant()
+        variant = variant_of(self._cell_name())
         if variant is None:
             return
         like: Any = self._parameters.get(self._all_weights[0][0], self._flat_weights[0])
