@@ -35,7 +35,7 @@ KNOWN = {("backends.reference", "backends")}
 
 # Of csrc/, likewise; a file names what it includes from there.
 CSRC = (
-    ("cuda/ops.cpp", "ops.cpp"),
+    ("cuda/ops.cpp", "ops.cpp", "variant_ops.cpp"),
     ("cuda/persistent",),
     ("cuda/stepwise",),
     ("cuda", "cpu"),
