@@ -53,7 +53,8 @@ class LSTM(Layers[tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]])
             relu6(x + 3) / 6), or ``("hard_sigmoid", alpha, beta)``. Default: ``"sigmoid"``
         activation: of the candidate and of c: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``
         use_peepholes: whether the gates see c, by weights ``peephole_l[k]``
-            :math:`(3 * H_{cell})` of i, f and o. After Gers and Schmidhuber 2000. Default: ``False``
+            :math:`(3 * H_{cell})` of i, f and o. After Gers and Schmidhuber 2000.
+            Default: ``False``
         input_forget: whether the input gate is one minus the forget gate; the weights then have the
             gates f, g and o. After Greff et al. 2017 (arXiv:1503.04069). Default: ``False``
         cell_clip, proj_clip: c and the projection are clipped to plus and minus this at each step.
