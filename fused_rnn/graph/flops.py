@@ -128,6 +128,13 @@ def _variant_backward(name: str, cell: str, x: Shape, *others: Any, **_: Any) ->
     return _node_backward(name, cell, x, *others[:7], *others[10:-1], needs)
 
 
+def _variant_scan(
+    cell: str, gates_x: Shape, h0: Shape, c0: Any, w_hh: Shape, b_hh: Any, w_hr: Any, *_: Any
+) -> int:
+    # One product with each weight, in either direction; torch counts those of its own around it.
+    return 2 * gates_x[0] * (prod(w_hh) + _projection(w_hr))
+
+
 _FORMULAS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
     **{cell: (_simple_forward, _simple_backward) for cell in CELLS},
     "lstm": (_lstm_forward, _lstm_backward),
@@ -155,6 +162,7 @@ def _register(counter: ModuleType) -> None:
         for way, formula in zip(("forward", "backward"), both, strict=True)
     }
     formulas.update((f"{name}_step", formula) for name, formula in _STEPS.items())
+    formulas |= {"variant_scan": _variant_scan, "variant_scan_backward": _variant_scan}
     for name, formula in formulas.items():
         # Without the module for CUDA, or without any, there are not all of them.
         op = getattr(torch.ops.fused_rnn, name, None)

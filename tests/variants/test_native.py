@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import fused_rnn
 from fused_rnn.backends import native
@@ -125,3 +126,13 @@ def test_native_takes_them():
     row = fused_rnn.explain(module, torch.randn(2, 2, 3))[0]
     assert row.backend == "native"
     assert row.how == native.simd_level().replace("amx", "avx512")
+
+
+def test_operations_are_counted():
+    module, x = fused_rnn.LSTM(3, 4, num_heads=2, proj_size=2), torch.randn(5, 6, 3)
+    with FlopCounterMode(display=False) as counter:
+        module(x)[0].sum().backward()
+    rows, w_ih, w_hh, w_hr = 30, 16 * 3, 16, 8
+    forward = 2 * rows * (w_ih + w_hh + w_hr)
+    # Weights' gradients, those of the recurrent weight head by head; x needs none.
+    assert counter.get_total_flops() == forward + 2 * rows * (w_ih + 2 * w_hh + 2 * w_hr)
