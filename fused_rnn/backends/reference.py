@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fused_rnn.backends import ANEW, BEGINS, DEAD, AnyInputs, Marked, Problem, inputs_of
-from fused_rnn.cells import State, Weights
+from fused_rnn.cells import CELLS, State, Weights
 from fused_rnn.variants import VariantWeights, cell_of
 
 name = "reference"
@@ -114,10 +114,11 @@ def _widened(inputs: AnyInputs) -> AnyInputs:
 
 def _step_of(cell: str, inputs: AnyInputs) -> Callable[[Tensor, State, int], State]:
     """Return what makes of a step's input, the state before it and its time the state after it."""
-    step = cell_of(cell).step
     if len(inputs) == len(Weights._fields) + 3:
-        weights = Weights(*inputs[3:])
-        return lambda x, state, t: step(x, state, weights)
+        # From the table itself: TorchDynamo, which traces this under vmap, has to know whence.
+        plain, weights = CELLS[cell].step, Weights(*inputs[3:])
+        return lambda x, state, t: plain(x, state, weights)
+    step = cell_of(cell).step
     *others, mask, draws = inputs[3:]
 
     def of_variant(x: Tensor, state: State, t: int) -> State:

@@ -77,10 +77,10 @@ def from_onnx(model: Any, node: str | None = None) -> Layer:
         options["input_forget"] = True
         if options["recurrent_activation"] not in ("sigmoid", ("hard_sigmoid", 0.2, 0.5)):
             raise ValueError("input_forget goes with gates that are one half at zero")
-    weights = [
-        _row(found.op_type, *(t if t is None else t[k] for t in (w, r, b, peepholes)), coupled)
-        for k in range(len(w))
-    ]
+    weights = []
+    for k in range(len(w)):
+        of_direction = [t if t is None else t[k] for t in (w, r, b, peepholes)]
+        weights.append(_row(found.op_type, of_direction, coupled))
     return fill(found.op_type, weights, options)
 
 
@@ -134,7 +134,9 @@ def _options(kind: str, attributes: dict[str, Any], directions: int) -> dict[str
     return {**found, "activation": last.lower(), "recurrent_activation": of_gates}
 
 
-def _row(kind: str, w: Any, r: Any, b: Any, peepholes: Any, coupled: bool) -> dict[str, Tensor]:
+def _row(kind: str, arrays: list[Any], coupled: bool) -> dict[str, Tensor]:
+    """Return a direction's weights, given its W, R, B and P."""
+    w, r, b, peepholes = arrays
     order = _ORDERS[kind]
 
     def gates(t: Tensor) -> Tensor:
