@@ -85,9 +85,18 @@ def test_pairs(pair):
 
 @pytest.mark.parametrize("layer", OPTIONS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_all_at_once(layer, bias):
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_all_at_once(layer, bias, backend):
     module, options = make(layer, OPTIONS[layer], bias=bias)
-    check(module, options, torch.randn(T, N, I, dtype=torch.float64))
+    with fused_rnn.use_backend(backend):
+        check(module, options, torch.randn(T, N, I, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("layer", "name"), SINGLES)
+def test_the_specification(layer, name):
+    module, options = make(layer, [name])
+    with fused_rnn.use_backend("reference"):
+        check(module, options, torch.randn(T, N, I, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("layer", "name"), SINGLES)
