@@ -6,6 +6,7 @@ Slow, and right for every dtype, device and transform that plain torch is right 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def forward(
     dtype = inputs.x.dtype
     if inputs.x.dim() == 2 and batch_sizes is None:
         inputs = _widened(inputs)
-        state = _step_of(cell, inputs)(inputs.x, State(inputs.h0, inputs.c0), 0)
+        state = _after(_step_of(cell, inputs), inputs.x, State(inputs.h0, inputs.c0), 0)
         y = state.h
     else:
         steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
@@ -85,7 +86,7 @@ def scan_marked(
     state, times, states = given, range(len(marks)), []
     for t in reversed(times) if reverse else times:
         before = _where(marks[t] == BEGINS, given, _where(marks[t] == ANEW, anew, state))
-        after = step(inputs.x[t], before, t)
+        after = _after(step, inputs.x[t], before, t)
         state = _where(live[t], after, state)
         states.append(_where(live[t], after, State(0, 0)))
     h, every_c = zip(*states[::-1] if reverse else states, strict=True)
@@ -112,21 +113,22 @@ def _widened(inputs: AnyInputs) -> AnyInputs:
     return inputs_of([t if t is None or t.dtype not in _HALF else t.float() for t in inputs])
 
 
-def _step_of(cell: str, inputs: AnyInputs) -> Callable[[Tensor, State, int], State]:
-    """Return what makes of a step's input, the state before it and its time the state after it."""
+def _step_of(cell: str, inputs: AnyInputs) -> tuple[Any, ...]:
+    """Return a cell's step with what it takes of the operands, for :func:`_after`."""
     if len(inputs) == len(Weights._fields) + 3:
-        # From the table itself: TorchDynamo, which traces this under vmap, has to know whence.
-        plain, weights = CELLS[cell].step, Weights(*inputs[3:])
-        return lambda x, state, t: plain(x, state, weights)
-    step = cell_of(cell).step
-    *others, mask, draws = inputs[3:]
+        return CELLS[cell].step, Weights(*inputs[3:])
+    return cell_of(cell).step, inputs[3:]
 
-    def of_variant(x: Tensor, state: State, t: int) -> State:
-        # Of a packed batch the first sequences are those that have this step.
-        rows = [m if m is None else m[: x.shape[0]] for m in (mask, draws)]
-        return step(x, state, VariantWeights(*others, *rows, t))
 
-    return of_variant
+def _after(step: tuple[Any, ...], x: Tensor, state: State, t: int) -> State:
+    """Return the state after a step, given its input, the state before it and its time."""
+    of_cell, weights = step
+    if isinstance(weights, Weights):
+        return of_cell(x, state, weights)
+    *others, mask, draws = weights
+    # Of a packed batch the first sequences are those that have this step.
+    rows = [m if m is None else m[: x.shape[0]] for m in (mask, draws)]
+    return of_cell(x, state, VariantWeights(*others, *rows, t))
 
 
 def _in_time(steps: list[Tensor], batch_sizes: Tensor | None) -> Tensor:
@@ -149,7 +151,7 @@ def _scan_dense(cell: str, inputs: AnyInputs, reverse: bool) -> tuple[list[State
     steps = list(enumerate(inputs.x.unbind(0)))
     states = []
     for t, x in reversed(steps) if reverse else steps:
-        state = step(x, state, t)
+        state = _after(step, x, state, t)
         states.append(state)
     return states, state
 
@@ -170,7 +172,7 @@ def _scan_packed(
             state = _rows(state, 0, n)
         elif n > running:
             state = _join([state, _rows(first, running, n)])
-        state = step(x, state, t)
+        state = _after(step, x, state, t)
         states.append(state)
     return states, _join([state, *reversed(ended)])
 

@@ -225,7 +225,12 @@ def cell_of(name: str) -> Cell:
     A variant's ``step`` and ``gates_of`` take :class:`VariantWeights`, and the latter all of the
     state where a plain one's takes h.
     """
+    # Not by what TorchDynamo takes for a constant: it would forget where the table's rows are.
+    return CELLS[name] if name in CELLS else _of_variant(name)
+
+
+def _of_variant(name: str) -> Cell:
     return _composed(name)
 
 
-cell_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_of_variant._dynamo_marked_constant = True  # type: ignore[attr-defined]
