@@ -94,6 +94,9 @@ CPU = CppExtension(
     "fused_rnn._C",
     [
         *(f"csrc/cpu/{run}_{level}.cpp" for level in levels() for run in ("forward", "backward")),
+        *(f"csrc/cpu/variants/{level}.cpp" for level in levels() if level != "amx"),
+        "csrc/cpu/variants/kernels.cpp",
+        "csrc/variant_ops.cpp",
         "csrc/ops.cpp",
         "csrc/cpu/levels.cpp",
         "csrc/cpu/scratch.cpp",

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 import fused_rnn
 
 from .document import heading, write
+from .loops import LOOPS, loop
 from .peers import Settings
 from .text import BOLD, Paint, duration, ratio
 from .timing import Timing, time_interleaved
 
 OURS = "fused_rnn"
+_PLAIN = "the plain layer"
 _RESETS_BAR = 5.0  # times faster than the loop of LSTMCells
 _RESET_SHARE = 1 / 64  # of all steps: an episode has 64 of them in the mean
 
@@ -53,6 +55,9 @@ def measure(settings: Settings) -> Iterator[Row]:
             with torch.set_grad_enabled(grad):
                 yield _timed(*_step(n, h, grad, settings.device), settings)
     yield _recompute(20 if small else 200, 32, 256, settings)
+    for name in LOOPS:
+        sizes = (10, 8, 32) if small else (50, 32, 256)
+        yield _variant(name, *sizes, settings, compiled=not small)
 
 
 def run(settings: Settings, path: Path | None) -> bool:
@@ -72,11 +77,13 @@ def _timed(
     calls: Mapping[str, Callable[[], Any]],
     settings: Settings,
     bar: dict[str, float] | None = None,
+    unlike: str | None = None,
+    atol: float = 1e-4,
 ) -> Row:
-    results = {peer: call() for peer, call in calls.items()}
+    results = {peer: call() for peer, call in calls.items() if peer != unlike}
     for peer, result in results.items():
         torch.testing.assert_close(
-            result, results[OURS], rtol=1e-3, atol=1e-4, msg=lambda m, peer=peer: f"{peer}: {m}"
+            result, results[OURS], rtol=1e-3, atol=atol, msg=lambda m, peer=peer: f"{peer}: {m}"
         )
     timings = time_interleaved(calls, settings.device, settings.seconds)
     ours = timings[OURS].median_s
@@ -161,6 +168,35 @@ def _recompute(steps: int, n: int, h: int, settings: Settings) -> Row:
     for name, (module, model.recompute) in peers.items():
         row.kept_bytes[name] = _kept(module, x)
     return row
+
+
+def _variant(
+    name: str, steps: int, n: int, h: int, settings: Settings, compiled: bool = False
+) -> Row:
+    """Return a training step of a variant, of the plain layer, and of a loop, compiled too."""
+    kind, options, step = LOOPS[name]
+    layer = getattr(fused_rnn, kind)(h, h, **options, device=settings.device)
+    plain = getattr(fused_rnn, kind)(h, h, device=settings.device)
+    x = torch.randn(steps, n, h, device=settings.device, requires_grad=True)
+    own = dict(layer.named_parameters())
+
+    def trained(y: Tensor, module: nn.Module) -> list[Tensor]:
+        gradients = torch.autograd.grad(y.square().mean(), [x, *module.parameters()])
+        return [y.detach(), *(g / g.abs().max() for g in gradients)]
+
+    calls = {
+        OURS: lambda: trained(layer(x)[0], layer),
+        _PLAIN: lambda: trained(plain(x)[0], plain),
+        "a loop": lambda: trained(loop(step, x, own, kind == "LSTM"), layer),
+    }
+    if compiled:
+        faster = torch.compile(step)
+        calls["a loop, its step compiled"] = lambda: trained(
+            loop(faster, x, own, kind == "LSTM"), layer
+        )
+    # The norm of what a state of zeros says multiplies roundings by hundreds.
+    text = f"{name}, training, T={steps} N={n} H={h}"
+    return _timed(text, calls, settings, unlike=_PLAIN, atol=2e-3)
 
 
 def _kept(module: nn.Module, x: Tensor) -> int:

@@ -7,6 +7,7 @@ from fused_rnn import functional
 from fused_rnn.backends import available_backends, use_backend
 from fused_rnn.convert import Swap, convert, revert
 from fused_rnn.explain import Explanation, Row, explain
+from fused_rnn.importing import from_keras, from_onnx
 from fused_rnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, safe_globals
 from fused_rnn.trials import Trial
 from fused_rnn.tune import Measured, Tuning, tune
@@ -28,6 +29,8 @@ __all__ = [
     "available_backends",
     "convert",
     "explain",
+    "from_keras",
+    "from_onnx",
     "functional",
     "revert",
     "safe_globals",

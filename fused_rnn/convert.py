@@ -106,7 +106,8 @@ def revert(model: Model, *, report: Report | bool | None = None) -> Model:
     Undo :func:`convert` exactly: all types, including those that parametrizations made, are the
     ones from before. Layers that were built from :mod:`fused_rnn` to begin with become
     :mod:`torch.nn`'s as well, so that the model can be pickled for a machine that has only torch.
-    Left alone are those with a learned initial state, which :mod:`torch.nn` has not.
+    Left alone are those with a learned initial state and those with options that make a variant of
+    the cell (``layer_norm``, say), which :mod:`torch.nn` has not.
 
     Args:
         model (torch.nn.Module): the model, or itself a recurrent layer
@@ -185,6 +186,8 @@ def reason_to_leave(module: nn.Module, table: Table = _FUSED) -> str | None:
         return "it is a class of its own, whose code a swap would lose"
     if table is _TORCH and getattr(module, "learn_initial_state", False):
         return "torch.nn has no learned initial state"
+    if table is _TORCH and getattr(module, "_variants", None) is not None:
+        return f"torch.nn has no {module._lacking()}"  # type: ignore[operator]
     if "forward" in vars(module):
         return "its forward was replaced on the instance and would go on running the old code"
     return None

@@ -41,6 +41,26 @@ class LSTM(Layers[tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]])
             pass makes all else once more: less memory for a second forward, with the same gradients
             to the bit. May be set on a layer at any time. After Chen et al. 2016
             (arXiv:1604.06174). Default: ``False``
+        recurrent_dropout: probability with which a unit of h is not heard by the next step, by one
+            mask for all steps of a sequence, in training mode. After Gal and Ghahramani 2016
+            (arXiv:1512.05287). Default: ``0.0``
+        zoneout: probability with which a unit keeps its old value in a step, or a pair, for h and
+            for c. After Krueger et al. 2017 (arXiv:1606.01305). Default: ``0.0``
+        layer_norm, norm_eps: whether what each product gives, and c where it is shown, are
+            normalised, with gains ``ln_ih_l[k]``, ``ln_hh_l[k]`` and ``ln_c_l[k]``; and what is
+            added to variances. After Ba et al. 2016 (arXiv:1607.06450). Default: ``False``, 1e-5
+        recurrent_activation: of the gates: ``"sigmoid"``, ``"hard_sigmoid"`` (Keras 3's,
+            relu6(x + 3) / 6), or ``("hard_sigmoid", alpha, beta)``. Default: ``"sigmoid"``
+        activation: of the candidate and of c: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``
+        use_peepholes: whether the gates see c, by weights ``peephole_l[k]``
+            :math:`(3 * H_{cell})` of i, f and o. After Gers and Schmidhuber 2000.
+            Default: ``False``
+        input_forget: whether the input gate is one minus the forget gate; the weights then have the
+            gates f, g and o. After Greff et al. 2017 (arXiv:1503.04069). Default: ``False``
+        cell_clip, proj_clip: c and the projection are clipped to plus and minus this at each step.
+            Default: ``None``
+        num_heads: the recurrent weight is block-diagonal, with ``weight_hh_l[k]`` of shape
+            :math:`(k, 4 * H_{cell} / k, H_{out} / k)`. Default: ``1``
 
     Inputs: input, (h_0, c_0), lengths, resets, return_states
         * **input**: tensor of shape :math:`(L, H_{in})`, :math:`(L, N, H_{in})`, or
@@ -115,6 +135,17 @@ class LSTM(Layers[tuple[Tensor, Tensor], tuple[PackedSequence, PackedSequence]])
         *,
         learn_initial_state: bool = False,
         recompute: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        norm_eps: float = 1e-5,
+        recurrent_activation: str | tuple[str, float, float] = "sigmoid",
+        activation: str = "tanh",
+        use_peepholes: bool = False,
+        input_forget: bool = False,
+        cell_clip: float | None = None,
+        proj_clip: float | None = None,
+        num_heads: int = 1,
     ) -> None:
         """See the class."""
 
@@ -142,7 +173,12 @@ class GRU(Layers[Tensor, PackedSequence]):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional:
             see :class:`torch.nn.GRU`
-        learn_initial_state, recompute: see :class:`LSTM`
+        learn_initial_state, recompute, recurrent_dropout, zoneout, layer_norm, norm_eps,
+            recurrent_activation, activation, num_heads: see :class:`LSTM`; zoneout is one
+            probability
+        reset_after: whether the reset gate applies to what the recurrent product gives, as in
+            :class:`torch.nn.GRU`, or, as in Cho et al. 2014 (arXiv:1406.1078), to what it takes.
+            Default: ``True``
 
     Inputs: input, h_0, lengths, resets, return_states
         * **input**: tensor of shape :math:`(L, H_{in})`, :math:`(L, N, H_{in})`, or
@@ -185,6 +221,14 @@ class GRU(Layers[Tensor, PackedSequence]):
         *,
         learn_initial_state: bool = False,
         recompute: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
+        norm_eps: float = 1e-5,
+        reset_after: bool = True,
+        recurrent_activation: str | tuple[str, float, float] = "sigmoid",
+        activation: str = "tanh",
+        num_heads: int = 1,
     ) -> None:
         """See the class."""
 
@@ -201,7 +245,8 @@ class RNN(Layers[Tensor, PackedSequence]):
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first: see
             :class:`torch.nn.RNN`
         dropout, bidirectional: see :class:`torch.nn.RNN`
-        learn_initial_state, recompute: see :class:`LSTM`
+        learn_initial_state, recompute, recurrent_dropout, zoneout, layer_norm, norm_eps, num_heads:
+            see :class:`LSTM`; zoneout is one probability
 
     Inputs: input, h_0, lengths, resets, return_states
         as in :class:`GRU`
@@ -235,6 +280,11 @@ class RNN(Layers[Tensor, PackedSequence]):
         *,
         learn_initial_state: bool = False,
         recompute: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
+        norm_eps: float = 1e-5,
+        num_heads: int = 1,
     ) -> None:
         """See the class."""
 

@@ -171,6 +171,8 @@ def refusal(problem: Problem) -> str | None:
     """Return None, or why the ways to run a problem are not measured."""
     if problem.transform is not None:
         return f"{problem.transform} needs torch's own operators"
+    if problem.cell not in CELLS:
+        return "variants of the cells have one kernel at most"
     if problem.marked:
         return "one way alone goes by lengths and resets that the host has not read"
     if problem.dtype not in LIMITS:

@@ -16,7 +16,7 @@ FLOORS = (
     ("__main__",),
     ("__init__",),
     ("explain", "tune"),
-    ("convert", "trials"),
+    ("convert", "trials", "importing"),
     ("modules", "functional"),
     ("layers",),
     ("graph",),
@@ -27,6 +27,7 @@ FLOORS = (
     ("backends.machine", "backends.records"),
     ("backends.measured",),
     ("backends.base", "backends.transforms"),
+    ("variants",),
     ("cells", "command"),
 )
 # The reference is written in terms that all backends share, and they are the backends package's.
@@ -34,7 +35,7 @@ KNOWN = {("backends.reference", "backends")}
 
 # Of csrc/, likewise; a file names what it includes from there.
 CSRC = (
-    ("cuda/ops.cpp", "ops.cpp"),
+    ("cuda/ops.cpp", "ops.cpp", "variant_ops.cpp"),
     ("cuda/persistent",),
     ("cuda/stepwise",),
     ("cuda", "cpu"),

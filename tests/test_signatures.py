@@ -8,9 +8,23 @@ import torch
 from torch import nn
 
 import fused_rnn
+from fused_rnn.layers.varied import OPTIONS
 from tests.twins import CELLS, LAYERS, MODULES
 
-OURS = ["learn_initial_state", "recompute"]
+OURS = {"learn_initial_state": False, "recompute": False}
+# Those that make a variant, without those that the layer's cell has not.
+VARIED = {
+    "LSTM": {k: v for k, v in OPTIONS.items() if k != "reset_after"},
+    "GRU": {
+        k: v
+        for k, v in OPTIONS.items()
+        if k not in ("use_peepholes", "input_forget", "cell_clip", "proj_clip")
+    },
+    "RNN": {
+        k: OPTIONS[k]
+        for k in ("recurrent_dropout", "zoneout", "layer_norm", "norm_eps", "num_heads")
+    },
+}
 
 
 def documented(name):
@@ -33,12 +47,12 @@ def documented(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_constructors_show_every_argument(name):
     shown = inspect.signature(getattr(fused_rnn, name)).parameters
-    ours = {option: False for option in OURS} if name in LAYERS else {}
+    ours = OURS | VARIED[name] if name in LAYERS else {}
     expected = documented(name) | ours
     assert {key: p.default for key, p in shown.items()} == expected
     assert list(shown) == list(expected)
     for key, p in shown.items():
-        assert p.kind is (Parameter.KEYWORD_ONLY if key in OURS else p.POSITIONAL_OR_KEYWORD)
+        assert p.kind is (Parameter.KEYWORD_ONLY if key in ours else p.POSITIONAL_OR_KEYWORD)
         # A type and not its name, so that it need not be looked up.
         assert p.annotation is not Parameter.empty
         assert not isinstance(p.annotation, str)

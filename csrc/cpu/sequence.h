@@ -90,8 +90,8 @@ inline int useful_threads(const ScanArgs& a, std::int64_t gates) {
 }
 
 // Runs `scan`, an object with member(Team::Member&), on as many members as pay.
-template <class Scan>
-void run_team(const ScanArgs& a, int members, Scan& scan) {
+template <class Args, class Scan>
+void run_team(const Args& a, int members, Scan& scan) {
   Team team(members);
   struct Context {
     Team& team;

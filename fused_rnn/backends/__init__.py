@@ -25,13 +25,18 @@ from fused_rnn.backends.base import (
     BEGINS,
     DEAD,
     GOES_ON,
+    AnyInputs,
     Backend,
     Inputs,
     Marked,
     Problem,
     Selection,
+    VariantInputs,
+    inputs_of,
 )
 from fused_rnn.backends.transforms import ONLY_REFERENCE, TORCH_FUNC
+from fused_rnn.cells import CELLS
+from fused_rnn.variants import variant_of
 
 # The modules of the backends import the names above from here.
 from fused_rnn.backends import native, reference, triton  # isort: skip
@@ -48,6 +53,7 @@ __all__ = [
     "GOES_ON",
     "TORCH",
     "UNMEASURED",
+    "AnyInputs",
     "Backend",
     "Inputs",
     "Marked",
@@ -55,9 +61,11 @@ __all__ = [
     "Problem",
     "Record",
     "Selection",
+    "VariantInputs",
     "asked_for",
     "at_first_call",
     "available_backends",
+    "inputs_of",
     "keep",
     "note",
     "record",
@@ -305,6 +313,8 @@ def _beyond_torch(problem: Problem) -> bool:
     """Return whether torch.nn's own forward cannot run a problem."""
     if problem.ragged and problem.transform == TORCH_FUNC:
         return True  # it reads the sizes of batches from a tensor that the transform has wrapped
+    if problem.cell not in CELLS:
+        return True
     return problem.states or problem.transform in ONLY_REFERENCE
 
 
@@ -313,12 +323,19 @@ def _by_name(name: str, problem: tuple[Any, ...]) -> Selection:
     problem = Problem(*problem)
     _check_name(name.partition(" ")[0], "FUSED_RNN_BACKEND")
     if name == TORCH:
+        if problem.cell not in CELLS:
+            raise RuntimeError(_refusal(name, f"it has no {' and no '.join(_options(problem))}"))
         return Selection(None, {})
     backend = way_named(name)
     reason = backend.available() or backend.supports(problem)
     if reason is not None:
         raise RuntimeError(_refusal(name, reason))
     return Selection(backend, {})
+
+
+def _options(problem: Problem) -> list[str]:
+    variant = variant_of(problem.cell)
+    return [] if variant is None else variant.changed
 
 
 def at_first_call(measure: Callable[[Problem], None] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,11 +14,14 @@ __all__ = [
     "BEGINS",
     "DEAD",
     "GOES_ON",
+    "AnyInputs",
     "Backend",
     "Inputs",
     "Marked",
     "Problem",
     "Selection",
+    "VariantInputs",
+    "inputs_of",
 ]
 
 # T and N of a problem in a graph, which serves all of them.
@@ -45,6 +49,34 @@ class Inputs(NamedTuple):
     w_hr: Tensor | None  # (P, H), LSTM with a projection only
 
 
+class VariantInputs(NamedTuple):
+    """The operands of a variant of a cell: those of :class:`Inputs`, and what only variants have.
+
+    Gradients are for all of them but the last two.
+    """
+
+    x: Tensor
+    h0: Tensor
+    c0: Tensor | None
+    w_ih: Tensor
+    w_hh: Tensor  # (G*H, R), or (k, G*H/k, R/k) of k heads
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+    extra: Tensor | None  # (E,): the variant's own parameters, see variants.Extra
+    mask: Tensor | None  # (N, R), 0 and 1: recurrent dropout's; None: none is dropped
+    draws: Tensor | None  # (N, 3), int64: zoneout's, see variants.keeps_old; None: the expectation
+
+
+AnyInputs = Inputs | VariantInputs
+
+
+def inputs_of(tensors: Sequence[Tensor | None]) -> AnyInputs:
+    """Return operands as what they are by their number."""
+    kind: Any = Inputs if len(tensors) == len(Inputs._fields) else VariantInputs
+    return kind(*tensors)
+
+
 class Marked(NamedTuple):
     """What beside Inputs a scan of padded sequences takes: where their steps take states from.
 
@@ -60,7 +92,7 @@ class Marked(NamedTuple):
 class Problem(NamedTuple):
     """All that decides which backend runs; hashable, so that the decision is made once for each."""
 
-    cell: str  # a key of cells.CELLS
+    cell: str  # a key of cells.CELLS, or the name of a variant of one
     device: torch.device
     dtype: torch.dtype
     T: int
@@ -117,7 +149,7 @@ class Backend(Protocol):
     def forward(
         self,
         cell: str,
-        inputs: Inputs,
+        inputs: AnyInputs,
         batch_sizes: Tensor | None,
         reverse: bool,
         training: bool,
@@ -132,7 +164,7 @@ class Backend(Protocol):
         ``weights`` are w_ih, w_hh, b_ih and b_hh. Optional: where it is there, it is faster.
         """
 
-    def saved(self, cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
+    def saved(self, cell: str, inputs: AnyInputs) -> tuple[Tensor, ...]:
         """Return empty tensors of the sizes and dtypes that a training forward saves.
 
         Sizes may be symbols here, and nothing is computed.
@@ -141,7 +173,7 @@ class Backend(Protocol):
     def backward(
         self,
         cell: str,
-        inputs: Inputs,
+        inputs: AnyInputs,
         batch_sizes: Tensor | None,
         reverse: bool,
         y: Tensor,
@@ -160,7 +192,7 @@ class Backend(Protocol):
     def scan_states(
         self,
         cell: str,
-        inputs: Inputs,
+        inputs: AnyInputs,
         batch_sizes: Tensor | None,
         reverse: bool,
         training: bool,
@@ -216,7 +248,7 @@ class Backend(Protocol):
     def marked_forward(
         self,
         cell: str,
-        inputs: Inputs,
+        inputs: AnyInputs,
         marked: Marked,
         reverse: bool,
         training: bool,
@@ -231,7 +263,7 @@ class Backend(Protocol):
     def marked_backward(
         self,
         cell: str,
-        inputs: Inputs,
+        inputs: AnyInputs,
         marked: Marked,
         reverse: bool,
         y: Tensor,

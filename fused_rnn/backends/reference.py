@@ -6,12 +6,14 @@ Slow, and right for every dtype, device and transform that plain torch is right 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import ANEW, BEGINS, DEAD, Inputs, Marked, Problem
+from fused_rnn.backends import ANEW, BEGINS, DEAD, AnyInputs, Marked, Problem, inputs_of
 from fused_rnn.cells import CELLS, State, Weights
+from fused_rnn.variants import VariantWeights, cell_of
 
 name = "reference"
 checks_operands = False
@@ -31,7 +33,7 @@ def supports(problem: Problem) -> str | None:
 
 
 def forward(
-    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool
+    cell: str, inputs: AnyInputs, batch_sizes: Tensor | None, reverse: bool, training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
     """Scan one layer in one direction; nothing is saved, the result carries autograd's own graph.
 
@@ -42,7 +44,7 @@ def forward(
     dtype = inputs.x.dtype
     if inputs.x.dim() == 2 and batch_sizes is None:
         inputs = _widened(inputs)
-        state = CELLS[cell].step(inputs.x, State(inputs.h0, inputs.c0), Weights(*inputs[3:]))
+        state = _after(_step_of(cell, inputs), inputs.x, State(inputs.h0, inputs.c0), 0)
         y = state.h
     else:
         steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
@@ -51,7 +53,7 @@ def forward(
 
 
 def scan_states(
-    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool
+    cell: str, inputs: AnyInputs, batch_sizes: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scan one layer of a cell with a cell state, and return every step's.
 
@@ -67,24 +69,24 @@ def scan_states(
 
 
 def scan_marked(
-    cell: str, inputs: Inputs, marked: Marked, reverse: bool
+    cell: str, inputs: AnyInputs, marked: Marked, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Scan one layer over padded sequences, every step for all of them.
 
     Shape:
         - y: (T, N, R), h_n: (N, R), c_n: (N, H) or None, c: (T, N, H) or None
     """
-    dtype, step = inputs.x.dtype, CELLS[cell].step
+    dtype = inputs.x.dtype
     marks = marked.marks.unsqueeze(2)
     live = marks != DEAD
     # What is past an end may be anything, and a gradient of zero times NaN is NaN.
     inputs = _widened(inputs._replace(x=torch.where(live, inputs.x, 0)))
-    given, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
+    given, step = State(inputs.h0, inputs.c0), _step_of(cell, inputs)
     anew = State(*(0 if a is None else a.to(inputs.x.dtype) for a in (marked.h, marked.c)))
     state, times, states = given, range(len(marks)), []
     for t in reversed(times) if reverse else times:
         before = _where(marks[t] == BEGINS, given, _where(marks[t] == ANEW, anew, state))
-        after = step(inputs.x[t], before, weights)
+        after = _after(step, inputs.x[t], before, t)
         state = _where(live[t], after, state)
         states.append(_where(live[t], after, State(0, 0)))
     h, every_c = zip(*states[::-1] if reverse else states, strict=True)
@@ -105,10 +107,28 @@ def _where(condition: Tensor, state: State, other: State) -> State:
     return State(torch.where(condition, state.h, other.h), c)
 
 
-def _widened(inputs: Inputs) -> Inputs:
+def _widened(inputs: AnyInputs) -> AnyInputs:
     if inputs.x.dtype not in _HALF:
         return inputs
-    return Inputs(*(t if t is None else t.float() for t in inputs))
+    return inputs_of([t if t is None or t.dtype not in _HALF else t.float() for t in inputs])
+
+
+def _step_of(cell: str, inputs: AnyInputs) -> tuple[Any, ...]:
+    """Return a cell's step with what it takes of the operands, for :func:`_after`."""
+    if len(inputs) == len(Weights._fields) + 3:
+        return CELLS[cell].step, Weights(*inputs[3:])
+    return cell_of(cell).step, inputs[3:]
+
+
+def _after(step: tuple[Any, ...], x: Tensor, state: State, t: int) -> State:
+    """Return the state after a step, given its input, the state before it and its time."""
+    of_cell, weights = step
+    if isinstance(weights, Weights):
+        return of_cell(x, state, weights)
+    *others, mask, draws = weights
+    # Of a packed batch the first sequences are those that have this step.
+    rows = [m if m is None else m[: x.shape[0]] for m in (mask, draws)]
+    return of_cell(x, state, VariantWeights(*others, *rows, t))
 
 
 def _in_time(steps: list[Tensor], batch_sizes: Tensor | None) -> Tensor:
@@ -116,7 +136,7 @@ def _in_time(steps: list[Tensor], batch_sizes: Tensor | None) -> Tensor:
 
 
 def _scan(
-    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool
+    cell: str, inputs: AnyInputs, batch_sizes: Tensor | None, reverse: bool
 ) -> tuple[list[State], State]:
     """Return the state after every step, in the order of time, and the final one."""
     if batch_sizes is None:
@@ -126,35 +146,33 @@ def _scan(
     return states[::-1] if reverse else states, final
 
 
-def _scan_dense(cell: str, inputs: Inputs, reverse: bool) -> tuple[list[State], State]:
-    step = CELLS[cell].step
-    state, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
-    steps = inputs.x.unbind(0)
+def _scan_dense(cell: str, inputs: AnyInputs, reverse: bool) -> tuple[list[State], State]:
+    state, step = State(inputs.h0, inputs.c0), _step_of(cell, inputs)
+    steps = list(enumerate(inputs.x.unbind(0)))
     states = []
-    for x in reversed(steps) if reverse else steps:
-        state = step(x, state, weights)
+    for t, x in reversed(steps) if reverse else steps:
+        state = _after(step, x, state, t)
         states.append(state)
     return states, state
 
 
 def _scan_packed(
-    cell: str, inputs: Inputs, batch_sizes: Tensor, reverse: bool
+    cell: str, inputs: AnyInputs, batch_sizes: Tensor, reverse: bool
 ) -> tuple[list[State], State]:
-    step = CELLS[cell].step
-    first, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
+    first, step = State(inputs.h0, inputs.c0), _step_of(cell, inputs)
     sizes = batch_sizes.tolist()
-    steps = inputs.x.split(sizes)
+    steps = list(enumerate(inputs.x.split(sizes)))
     states, ended = [], []
     # Sequences stand longest first: forwards the last rows drop out, in reverse they come in.
     state = _rows(first, 0, sizes[-1] if reverse else sizes[0])
-    for x in reversed(steps) if reverse else steps:
+    for t, x in reversed(steps) if reverse else steps:
         running, n = len(state.h), len(x)
         if n < running:
             ended.append(_rows(state, n, running))
             state = _rows(state, 0, n)
         elif n > running:
             state = _join([state, _rows(first, running, n)])
-        state = step(x, state, weights)
+        state = _after(step, x, state, t)
         states.append(state)
     return states, _join([state, *reversed(ended)])
 
@@ -169,14 +187,14 @@ def _join(states: list[State]) -> State:
     return State(*(s[0] if s[0] is None else torch.cat(s) for s in zip(*states, strict=True)))
 
 
-def saved(cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
+def saved(cell: str, inputs: AnyInputs) -> tuple[Tensor, ...]:
     """Return nothing: backward begins anew."""
     return ()
 
 
 def backward(
     cell: str,
-    inputs: Inputs,
+    inputs: AnyInputs,
     batch_sizes: Tensor | None,
     reverse: bool,
     y: Tensor,
@@ -195,14 +213,14 @@ def backward(
 
     def run(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         if dc is None:
-            return forward(cell, Inputs(*tensors), batch_sizes, reverse, True)[:3]
-        return scan_states(cell, Inputs(*tensors), batch_sizes, reverse)
+            return forward(cell, inputs_of(tensors), batch_sizes, reverse, True)[:3]
+        return scan_states(cell, inputs_of(tensors), batch_sizes, reverse)
 
     return _differentiate(run, inputs, needs, (dy, dh_n, dc_n, dc))
 
 
 def marked_forward(
-    cell: str, inputs: Inputs, marked: Marked, reverse: bool, training: bool, every_c: bool
+    cell: str, inputs: AnyInputs, marked: Marked, reverse: bool, training: bool, every_c: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...], Tensor | None]:
     """See :meth:`fused_rnn.backends.Backend.marked_forward`."""
     y, h_n, c_n, c = scan_marked(cell, inputs, marked, reverse)
@@ -211,7 +229,7 @@ def marked_forward(
 
 def marked_backward(
     cell: str,
-    inputs: Inputs,
+    inputs: AnyInputs,
     marked: Marked,
     reverse: bool,
     y: Tensor,
@@ -230,7 +248,7 @@ def marked_backward(
 
     def run(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         *operands, h, c = tensors
-        return scan_marked(cell, Inputs(*operands), Marked(marked.marks, h, c), reverse)
+        return scan_marked(cell, inputs_of(operands), Marked(marked.marks, h, c), reverse)
 
     return _differentiate(run, (*inputs, marked.h, marked.c), needs, (dy, dh_n, dc_n, dc))
 

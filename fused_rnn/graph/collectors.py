@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import Backend, Inputs, Marked
+from fused_rnn.backends import AnyInputs, Backend, Marked
 from fused_rnn.graph.node import scan
 from fused_rnn.scans import autograd
 
@@ -44,7 +44,7 @@ class Collector(_Keeping):
         self,
         backend: Backend,
         cell: str,
-        inputs: Inputs,
+        inputs: AnyInputs,
         batch_sizes: Tensor | None,
         reverse: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -80,7 +80,7 @@ class Nodes(_Keeping):
         self._every_state, self._count = every_state, 0
 
     def __call__(
-        self, name: str, cell: str, inputs: Inputs, batch_sizes: None, reverse: bool
+        self, name: str, cell: str, inputs: AnyInputs, batch_sizes: None, reverse: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         marked, k = None, self._count
         self._count += 1

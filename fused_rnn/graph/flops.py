@@ -117,12 +117,31 @@ def _node_backward(name: str, cell: str, x: Shape, *others: Any, **_: Any) -> in
     return again + _backward(x, h0, w_ih, w_hh, w_hr, wanted)
 
 
+def _variant_forward(name: str, cell: str, x: Shape, *others: Any, **_: Any) -> int:
+    return _node_forward(name, cell, x, *others[:7])
+
+
+def _variant_backward(name: str, cell: str, x: Shape, *others: Any, **_: Any) -> int:
+    *of_inputs, anew_h, anew_c = others[-1]
+    # Without what a plain node has not: three operands, and their gradients.
+    needs = *of_inputs[:8], anew_h, anew_c
+    return _node_backward(name, cell, x, *others[:7], *others[10:-1], needs)
+
+
+def _variant_scan(
+    cell: str, gates_x: Shape, h0: Shape, c0: Any, w_hh: Shape, b_hh: Any, w_hr: Any, *_: Any
+) -> int:
+    # One product with each weight, in either direction; torch counts those of its own around it.
+    return 2 * gates_x[0] * (prod(w_hh) + _projection(w_hr))
+
+
 _FORMULAS: dict[str, tuple[Callable[..., int], Callable[..., int]]] = {
     **{cell: (_simple_forward, _simple_backward) for cell in CELLS},
     "lstm": (_lstm_forward, _lstm_backward),
     "bidirectional": (_both_forward, _both_backward),
     "marked": (_marked_forward, _marked_backward),
     "layer": (_node_forward, _node_backward),
+    "variant": (_variant_forward, _variant_backward),
 }
 
 
@@ -143,6 +162,7 @@ def _register(counter: ModuleType) -> None:
         for way, formula in zip(("forward", "backward"), both, strict=True)
     }
     formulas.update((f"{name}_step", formula) for name, formula in _STEPS.items())
+    formulas |= {"variant_scan": _variant_scan, "variant_scan_backward": _variant_scan}
     for name, formula in formulas.items():
         # Without the module for CUDA, or without any, there are not all of them.
         op = getattr(torch.ops.fused_rnn, name, None)

@@ -20,8 +20,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from fused_rnn.backends import Inputs, Marked, native, reference, transforms, way_named
-from fused_rnn.cells import CELLS
+from fused_rnn.backends import (
+    AnyInputs,
+    Inputs,
+    Marked,
+    VariantInputs,
+    inputs_of,
+    native,
+    reference,
+    transforms,
+    way_named,
+)
 from fused_rnn.graph.running import (
     WHEN_RUN,
     Results,
@@ -34,6 +43,7 @@ from fused_rnn.graph.running import (
     gradients,
 )
 from fused_rnn.scans.outputs import alias, changed, watch
+from fused_rnn.variants import cell_of
 
 __all__ = ["OPERANDS", "scan"]
 
@@ -46,24 +56,39 @@ OPERANDS = (
 # Where a node has to be made of torch's own operators when it runs.
 _DIFFERENTIATED = transforms.ONLY_REFERENCE | {transforms.TORCH_FUNC}
 # c_n, c, what is saved, and a gradient that nobody needs, are empty where there is none.
-torch.library.define(
-    "fused_rnn::layer_forward",
-    f"({OPERANDS}, bool training) "
-    "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor c, Tensor saved, Tensor saved_too)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "fused_rnn::layer_backward",
-    f"({OPERANDS}, Tensor y, Tensor saved, Tensor saved_too, Tensor? dy, Tensor? dh_n, "
-    f"Tensor? dc_n, Tensor? dc, bool[] needs) -> ({', '.join(['Tensor'] * 10)})",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+
+
+def _define(name: str, operands: str, gradients: int) -> None:
+    torch.library.define(
+        f"fused_rnn::{name}_forward",
+        f"({operands}, bool training) "
+        "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor c, Tensor saved, Tensor saved_too)",
+        tags=torch.Tag.pt2_compliant_tag,
+    )
+    torch.library.define(
+        f"fused_rnn::{name}_backward",
+        f"({operands}, Tensor y, Tensor saved, Tensor saved_too, Tensor? dy, Tensor? dh_n, "
+        f"Tensor? dc_n, Tensor? dc, bool[] needs) -> ({', '.join(['Tensor'] * gradients)})",
+        tags=torch.Tag.pt2_compliant_tag,
+    )
+
+
+# Of a plain cell, and of a variant, which has more operands.
+_OPS = {len(Inputs._fields): "layer", len(VariantInputs._fields): "variant"}
+_MORE = ", ".join(f"Tensor? {name}" for name in VariantInputs._fields[len(Inputs._fields) :])
+_define("layer", OPERANDS, 10)
+_define("variant", OPERANDS.replace("Tensor? w_hr", f"Tensor? w_hr, {_MORE}"), 13)
+
+
+def _op(name: str, count: int) -> Any:
+    """Return the op ``forward`` or ``backward`` for that many operands before the marks."""
+    return getattr(torch.ops.fused_rnn, f"{_OPS[count]}_{name}")
 
 
 def scan(
     backend: str,
     cell: str,
-    inputs: Inputs,
+    inputs: AnyInputs,
     marked: Marked | None,
     reverse: bool,
     keep: bool,
@@ -83,9 +108,9 @@ def scan(
     if transforms.active() in transforms.ONLY_REFERENCE:
         y, h_n, c_n, c = by_torch(cell, inputs, marked, reverse, every_c)
         return y, h_n, c_n, c if every_c else None
-    if backend == native.name and transforms.exporting():
+    if backend == native.name and transforms.exporting() and isinstance(inputs, Inputs):
         # Asked for by name: its ops are of C++, and a program of these needs no Python.
-        dense = Inputs(*(t if t is None else t.contiguous() for t in inputs))
+        dense = inputs_of([t if t is None else t.contiguous() for t in inputs])
         if every_c:
             y, h_n, c_n, _, c = native.scan_states(cell, dense, None, reverse, False)
             return y, h_n, c_n, c
@@ -97,23 +122,18 @@ def scan(
         and torch.is_grad_enabled()
         and any(t is not None and t.requires_grad for t in tensors)
     )
-    y, h_n, c_n, c, *_ = torch.ops.fused_rnn.layer_forward(
+    y, h_n, c_n, c, *_ = _op("forward", len(inputs))(
         backend, cell, *tensors, reverse, every_c, training
     )
-    return y, h_n, c_n if CELLS[cell].has_cell_state else None, c if every_c else None
+    return y, h_n, c_n if cell_of(cell).has_cell_state else None, c if every_c else None
 
 
 _NO_MARKS = None, None, None
 
 
-torch.library.impl("fused_rnn::layer_forward", "CompositeExplicitAutograd", forward)
-torch.library.impl("fused_rnn::layer_backward", "CompositeExplicitAutograd", backward)
-
-
-@torch.library.register_fake("fused_rnn::layer_forward")
 def _fake_forward(name: str, cell: str, *operands: Any) -> Results:
-    x, h0, c0, *_ = inputs = Inputs(*operands[:8])
-    every_c, training = operands[12:]
+    x, h0, c0, *_ = inputs = inputs_of(operands[:-6])
+    every_c, training = operands[-2:]
     saved = way_named(name).saved(cell, inputs) if training else ()
     c_n = x.new_empty(0) if c0 is None else torch.empty_like(c0)
     c = x.new_empty(*x.shape[:-1], c0.shape[-1]) if every_c else x.new_empty(0)
@@ -121,14 +141,13 @@ def _fake_forward(name: str, cell: str, *operands: Any) -> Results:
     return y, torch.empty_like(h0), c_n, c, *fixed(saved, x)
 
 
-@torch.library.register_fake("fused_rnn::layer_backward")
 def _fake_backward(name: str, cell: str, *operands: Any) -> tuple[Tensor, ...]:
     needs = operands[-1]
     return tuple(
         torch.empty_like(t, memory_format=torch.contiguous_format)
         if t is not None and need
         else operands[0].new_empty(0)
-        for t, need in zip(differentiable(operands), needs, strict=True)
+        for t, need in zip(differentiable(operands, len(operands) - 13), needs, strict=True)
     )
 
 
@@ -138,12 +157,6 @@ def _forward_by_reference(name: str, cell: str, *operands: Any) -> Results:
 
 def _backward_by_reference(name: str, cell: str, *operands: Any) -> tuple[Tensor, ...]:
     return backward(reference.name, cell, *operands)
-
-
-# Where operands are batched, by torch.func and by is_grads_batched=True of torch.autograd: every
-# operator in there has a rule of its own. torch.library.register_vmap knows the former only.
-torch.library.impl("fused_rnn::layer_forward", "FuncTorchBatched", _forward_by_reference)
-torch.library.impl("fused_rnn::layer_backward", "Batched", _backward_by_reference)
 
 
 def _as_it_is(y: Tensor) -> Tensor:
@@ -158,8 +171,8 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *operands: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            results = torch.ops.fused_rnn.layer_forward(*operands)
-        name, cell, *tensors = operands[:13]
+            results = _op("forward", len(operands) - 8)(*operands)
+        name, cell, *tensors = operands[:-3]
         y, saved = results[0], results[4:]
         ctx.watch, y_saved = None, _as_it_is(y)
         # Not where a graph is being made, whose tensors are none that could be watched.
@@ -170,33 +183,34 @@ class _Node(torch.autograd.Function):
             ctx.watch = watch(results[0])
         ctx.save_for_backward(*tensors, y_saved, *saved)
         ctx.set_materialize_grads(False)
-        ctx.scan = name, cell, *operands[13:15]
+        ctx.scan = name, cell, *operands[-3:-1]
         return results
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         name, cell, reverse, every_c = ctx.scan
-        needs, given = list(differentiable(ctx.needs_input_grad[2:13])), given[:4]
+        count = len(ctx.needs_input_grad) - 8
+        needs, given = list(differentiable(ctx.needs_input_grad[2:], count)), given[:4]
         found: tuple[Tensor | None, ...] = (None,) * len(needs)
         if any(d is not None for d in given):
             kept = ctx.saved_tensors  # once: activation checkpointing allows no second time
-            *tensors, y = kept[:12]
-            saved = list(kept[12:])
+            *tensors, y = kept[: count + 4]
+            saved = list(kept[count + 4 :])
             if torch.is_grad_enabled() or transforms.active() in _DIFFERENTIATED:
                 # A gradient of the gradient is wanted, or one along with it.
-                marked = None if tensors[8] is None else Marked(*tensors[8:])
-                scan = Scan(Inputs(*tensors[:8]), marked, reverse, every_c)
+                marked = None if tensors[count] is None else Marked(*tensors[count:])
+                scan = Scan(inputs_of(tensors[:count]), marked, reverse, every_c)
                 found = gradients(reference, cell, scan, y, saved, given, needs)
             else:
                 if changed(ctx.watch):
-                    y, _, _, _, *saved = torch.ops.fused_rnn.layer_forward(
+                    y, _, _, _, *saved = _op("forward", count)(
                         name, cell, *tensors, reverse, every_c, True
                     )
-                made = torch.ops.fused_rnn.layer_backward(
+                made = _op("backward", count)(
                     name, cell, *tensors, reverse, every_c, y, *saved, *given, needs
                 )
                 found = tuple(d if need else None for d, need in zip(made, needs, strict=True))
-        return None, None, *found[:8], None, *found[8:], None, None, None
+        return None, None, *found[:count], None, *found[count:], None, None, None
 
 
 def _with_autograd(*operands: Any) -> Results:
@@ -208,7 +222,18 @@ def _with_autograd(*operands: Any) -> Results:
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in operands):
         return _Node.apply(*operands)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.fused_rnn.layer_forward(*operands)
+        return _op("forward", len(operands) - 8)(*operands)
 
 
-torch.library.impl("fused_rnn::layer_forward", "Autograd", _with_autograd)
+for _name in _OPS.values():
+    _forward, _backward = (f"fused_rnn::{_name}_{way}" for way in ("forward", "backward"))
+    torch.library.impl(_forward, "CompositeExplicitAutograd", forward)
+    torch.library.impl(_backward, "CompositeExplicitAutograd", backward)
+    torch.library.register_fake(_forward, _fake_forward)
+    torch.library.register_fake(_backward, _fake_backward)
+    # Where operands are batched, by torch.func and by is_grads_batched=True of torch.autograd:
+    # every operator in there has a rule of its own. torch.library.register_vmap knows the former
+    # only.
+    torch.library.impl(_forward, "FuncTorchBatched", _forward_by_reference)
+    torch.library.impl(_backward, "Batched", _backward_by_reference)
+    torch.library.impl(_forward, "Autograd", _with_autograd)

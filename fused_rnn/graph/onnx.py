@@ -18,6 +18,7 @@ from torch.nn.functional import dropout as drop
 from fused_rnn.backends import transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.scans.checks import Row, Stack
+from fused_rnn.variants import Variant, variant_of
 
 __all__ = ["onnx_stack"]
 
@@ -28,6 +29,8 @@ _OPERATORS = {
     "rnn_tanh": ("RNN", (0,)),
     "rnn_relu": ("RNN", (0,)),
 }
+# The options that a node has, or that are a matter of its weights.
+_WRITTEN = "reset_after", "recurrent_activation", "activation", "use_peepholes", "input_forget"
 
 
 def onnx_stack(
@@ -46,6 +49,9 @@ def onnx_stack(
     Args:
         lengths: (N,), of padded sequences; None where all have all steps
     """
+    variant = variant_of(stack.cell)
+    if variant is not None:
+        _check_written(variant)
     d, h_n, c_n = stack.directions, [], []
     for layer in range(stack.layers):
         if layer and dropout and training:
@@ -68,16 +74,22 @@ def _layer(
 ) -> list[Tensor]:
     """Return y (T, N, D*H), h_n and c_n (D, N, H), the last for an LSTM only."""
     steps, h, d = x.shape[0], stack.hidden_size, stack.directions
-    operator, order = _OPERATORS[stack.cell]
-    finals = 2 if CELLS[stack.cell].has_cell_state else 1
+    variant = variant_of(stack.cell)
+    cell = stack.cell if variant is None else variant.cell
+    operator, order = _OPERATORS[cell]
+    finals = 2 if CELLS[cell].has_cell_state else 1
     attributes = {
         "hidden_size": h,
         "direction": "bidirectional" if d == 2 else "forward",
         "linear_before_reset": 1 if operator == "GRU" else None,
-        "activations": ["Relu"] * d if stack.cell == "rnn_relu" else None,
+        "activations": ["Relu"] * d if cell == "rnn_relu" else None,
     }
+    peepholes: list[Tensor] = []
+    if variant is not None:
+        attributes |= _of_variant(variant, d)
+        rows, peepholes = _uncoupled(variant, rows)
     sequence_lens = None if lengths is None else lengths.to(torch.int32)
-    operands = x, *_weights(rows, order), sequence_lens, *states[:finals]
+    operands = x, *_weights(rows, order), sequence_lens, *states[:finals], *peepholes
     attributes = {name: value for name, value in attributes.items() if value is not None}
     shapes = (steps, d, n, h), *((d, n, h),) * finals
     if transforms.exporting():
@@ -96,6 +108,56 @@ def _layer(
     return [y.transpose(1, 2).reshape(steps, n, d * h), *finals_n]
 
 
+def _check_written(variant: Variant) -> None:
+    """Check that ONNX has what a variant is.
+
+    Raises:
+        RuntimeError: if it has not.
+    """
+    lacking = [name for name in variant.changed if name not in _WRITTEN]
+    if lacking:
+        raise RuntimeError(f"ONNX has no node with {' and '.join(lacking)}")
+    if variant.input_forget and variant.recurrent_activation[0] != "sigmoid":
+        raise RuntimeError("ONNX has no node with input_forget and a recurrent_activation")
+
+
+def _of_variant(variant: Variant, directions: int) -> dict[str, Any]:
+    """Return what a variant adds to a node's attributes."""
+    found: dict[str, Any] = {}
+    if variant.cell == "gru" and not variant.reset_after:
+        found["linear_before_reset"] = 0
+    kind, alpha, beta = variant.recurrent_activation
+    if kind != "sigmoid" or variant.activation != "tanh":
+        gate = "Sigmoid" if kind == "sigmoid" else "HardSigmoid"
+        others = [variant.activation.capitalize()] * (2 if variant.cell == "lstm" else 1)
+        found["activations"] = [gate, *others] * directions
+    if kind != "sigmoid":
+        found |= {"activation_alpha": [alpha] * directions, "activation_beta": [beta] * directions}
+    return found
+
+
+def _uncoupled(variant: Variant, rows: Sequence[Row]) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """Return rows with all gates, and P (D, 3*H) in ONNX' order, or nothing.
+
+    What couples gates in ONNX is not said there. An input gate of the forget gate's weights with
+    their signs turned is one minus that gate, and any runtime knows how to run it.
+    """
+    full, peepholes = [], []
+    for row in rows:
+        weights = list(row)
+        peephole = weights.pop() if variant.use_peepholes else None
+        if variant.input_forget:
+            units = weights[0].shape[0] // variant.gates
+            weights = [torch.cat([-w[:units], w]) for w in weights]
+            if peephole is not None:
+                peephole = torch.cat([-peephole[:units], peephole])
+        full.append(weights)
+        if peephole is not None:
+            p_i, p_f, p_o = peephole.chunk(3)
+            peepholes.append(torch.cat([p_i, p_o, p_f]))
+    return full, [torch.stack(peepholes)] if peepholes else []
+
+
 class _Traced(torch.autograd.Function):
     """An operator of ONNX in a trace of torch.jit: what torch.onnx.ops is for torch.export."""
 
@@ -110,8 +172,9 @@ class _Traced(torch.autograd.Function):
     def symbolic(
         g: Any, operator: str, attributes: Any, h: int, d: int, finals: int, *operands: Any
     ) -> Any:
-        kinds = {int: "i", str: "s", list: "s"}
-        named = {f"{name}_{kinds[type(value)]}": value for name, value in attributes.items()}
+        kinds = {int: "i", float: "f", str: "s"}
+        first = {name: v[0] if isinstance(v, list) else v for name, v in attributes.items()}
+        named = {f"{name}_{kinds[type(first[name])]}": v for name, v in attributes.items()}
         given = [_nothing(g) if t is None else t for t in operands]
         return g.op(operator, *given, **named, outputs=1 + finals)
 

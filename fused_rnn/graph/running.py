@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from fused_rnn.backends import (
+    AnyInputs,
     Backend,
-    Inputs,
     Marked,
     Problem,
+    inputs_of,
     reference,
     select_kernels,
     way_named,
 )
-from fused_rnn.cells import CELLS
 from fused_rnn.scans import marks
+from fused_rnn.variants import cell_of
 
 __all__ = [
     "WHEN_RUN",
@@ -43,7 +44,7 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def by_torch(
-    cell: str, inputs: Inputs, marked: Marked | None, reverse: bool, every_c: bool
+    cell: str, inputs: AnyInputs, marked: Marked | None, reverse: bool, every_c: bool
 ) -> tuple[Any, ...]:
     """Return y, h_n, c_n and c, made of torch's own operators."""
     if marked is not None:
@@ -53,30 +54,34 @@ def by_torch(
     return *reference.forward(cell, inputs, None, reverse, True)[:3], None
 
 
-def differentiable(operands: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-    """Return the operands of an op that gradients are for: all tensors but the marks."""
-    return *operands[:8], *operands[9:11]
+def differentiable(operands: tuple[Any, ...], count: int) -> tuple[Tensor | None, ...]:
+    """Return the operands of an op that gradients are for: all tensors but the marks.
+
+    Args:
+        count: how many of them come before the marks, see :func:`inputs_of`
+    """
+    return *operands[:count], *operands[count + 1 : count + 3]
 
 
 class Scan(NamedTuple):
     """What the operators get beside names, and what only one of them gets."""
 
-    inputs: Inputs
+    inputs: AnyInputs
     marked: Marked | None
     reverse: bool
     every_c: bool
 
     @classmethod
-    def of(cls, operands: tuple[Any, ...]) -> Scan:
-        tensors = [t if t is None else t.contiguous() for t in operands[:11]]
-        marked = None if tensors[8] is None else Marked(*tensors[8:])
-        return cls(Inputs(*tensors[:8]), marked, *operands[11:13])
+    def of(cls, operands: tuple[Any, ...], count: int) -> Scan:
+        tensors = [t if t is None else t.contiguous() for t in operands[: count + 3]]
+        marked = None if tensors[count] is None else Marked(*tensors[count:])
+        return cls(inputs_of(tensors[:count]), marked, *operands[count + 3 : count + 5])
 
     def backend(self, name: str, cell: str, training: bool) -> Backend:
         if name != WHEN_RUN:
             return way_named(name)
         x, (n, r), w_hr = self.inputs.x, self.inputs.h0.shape, self.inputs.w_hr
-        h, p = self.inputs.w_hh.shape[0] // CELLS[cell].gates, 0 if w_hr is None else r
+        h, p = self.inputs.w_ih.shape[0] // cell_of(cell).gates, 0 if w_hr is None else r
         sizes = x.shape[0], n, x.shape[-1], h, p
         ragged = self.marked is not None
         problem = Problem(cell, x.device, x.dtype, *sizes, ragged, training, None, self.every_c)
@@ -106,7 +111,7 @@ def _recorded() -> Iterator[None]:
 
 def forward(name: str, cell: str, *operands: Any) -> Results:
     with _without_autocast(operands[0]):
-        scan, training = Scan.of(operands), operands[13]
+        scan, training = Scan.of(operands, len(operands) - 6), operands[-1]
         backend = scan.backend(name, cell, training)
         inputs, marked, reverse, every_c = scan
         y: Any
@@ -135,15 +140,16 @@ def fixed(saved: tuple[Tensor, ...], like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(name: str, cell: str, *operands: Any) -> tuple[Tensor, ...]:
-    scan = Scan.of(operands)
-    y, *saved, dy, dh_n, dc_n, dc, needs = operands[13:]
+    count = len(operands) - 13
+    scan = Scan.of(operands, count)
+    y, *saved, dy, dh_n, dc_n, dc, needs = operands[count + 5 :]
     y, *given = (t if t is None else t.contiguous() for t in (y, dy, dh_n, dc_n, dc))
     backend = scan.backend(name, cell, True)
     with _recorded() if backend is reference else nullcontext():
         found = gradients(backend, cell, scan, y, saved, given, needs)
     return tuple(
         y.new_empty(0) if t is None or not need else _zeros(t) if d is None else d
-        for t, need, d in zip(differentiable(operands), needs, found, strict=True)
+        for t, need, d in zip(differentiable(operands, count), needs, found, strict=True)
     )
 
 
@@ -178,7 +184,8 @@ def gradients(
         if not saved and backend is not reference:  # which saves nothing ever
             saved = list(backend.forward(cell, inputs, None, reverse, True)[3])
         more = () if dc is None else (dc,)
+        wanted = tuple(needs[: len(inputs)])
         of_inputs = backend.backward(
-            cell, inputs, None, reverse, y, tuple(saved), dy, dh_n, dc_n, tuple(needs[:8]), *more
+            cell, inputs, None, reverse, y, tuple(saved), dy, dh_n, dc_n, wanted, *more
         )
         return *of_inputs, None, None

@@ -15,6 +15,7 @@ from fused_rnn.backends import transforms
 from fused_rnn.layers.gates import gates_of_layers
 from fused_rnn.layers.options import Options
 from fused_rnn.layers.step import SingleSteps, State
+from fused_rnn.layers.varied import OPTIONS, PARAMETERS, Varied
 from fused_rnn.scans.checks import check_bool
 from fused_rnn.scans.stack import outside_the_graph
 
@@ -24,7 +25,7 @@ __all__ = ["Beyond", "PackedStates", "State"]
 PackedStates = TypeVar("PackedStates")
 
 
-class Beyond(SingleSteps[State], Generic[State, PackedStates]):
+class Beyond(SingleSteps[State], Varied, Generic[State, PackedStates]):
     """The part of LSTM, GRU and RNN that a layer of torch.nn has no counterpart for."""
 
     # On the class, for layers that were torch.nn's until convert() came by.
@@ -50,7 +51,10 @@ class Beyond(SingleSteps[State], Generic[State, PackedStates]):
     ) -> None:
         check_bool("learn_initial_state", learn_initial_state)
         check_bool("recompute", recompute)
+        varied = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         super().__init__(*args, **kwargs)
+        if varied:
+            self._vary(varied)
         if recompute:
             self.recompute = True
         if learn_initial_state:
@@ -87,6 +91,13 @@ class Beyond(SingleSteps[State], Generic[State, PackedStates]):
             unexpected_keys,
             error_msgs,
         )
+        theirs = [k for k in unexpected_keys if k.removeprefix(prefix).startswith(PARAMETERS)]
+        if theirs:
+            warnings.warn(
+                f"the state_dict is of a layer with options ({', '.join(theirs)}), which this one "
+                "was made without: layer_norm=True, say, or use_peepholes=True",
+                stacklevel=2,
+            )
         found = [key for key in (f"{prefix}h0", f"{prefix}c0") if key in unexpected_keys]
         if found:
             # An error if loading is strict, which it is not known to be here.
@@ -105,6 +116,10 @@ class Beyond(SingleSteps[State], Generic[State, PackedStates]):
         if self.learn_initial_state:
             raise RuntimeError(
                 "torch.jit.script compiles torch.nn's layer, which has no learned initial state"
+            )
+        if self._variants is not None:
+            raise RuntimeError(
+                f"torch.jit.script compiles torch.nn's layer, which has no {self._lacking()}"
             )
         return super().__prepare_scriptable__()  # type: ignore[misc]
 
@@ -152,7 +167,7 @@ class Beyond(SingleSteps[State], Generic[State, PackedStates]):
 
         def run(stack: Any, x: Tensor, h0: Tensor | None, *others: Any) -> Any:
             result = options.run(stack, x, h0, *others[:-2], 0.0, False)
-            found.update(gates_of_layers(stack, x, h0, others[1], options))
+            found.update(gates_of_layers(stack, x, h0, *others[:2], options))
             return result
 
         self._forward_dense(input, hx, run)

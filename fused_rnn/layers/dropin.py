@@ -32,6 +32,7 @@ from fused_rnn.scans.checks import (
     foreign,
     misfit,
 )
+from fused_rnn.scans.noise import Whose
 from fused_rnn.scans.stack import outside_the_graph, run_stack
 
 __all__ = ["DropIn", "Layers"]
@@ -50,6 +51,7 @@ class DropIn(nn.Module):
             return node
         if torch.compiler.is_compiling() and not transforms.exporting():
             return outside_the_graph(self.forward, input, hx)
+        self._refuse_torch(input, hx, reason)
         self._check_for_torch(input, hx)
         result = self._torch.forward(self, input, hx)
         torch_ran(reason)
@@ -73,6 +75,9 @@ class DropIn(nn.Module):
                 given = {k: v for k, v in options.items() if v is not None and v is not False}
                 return tracer.create_proxy("call_module", path, (input, hx), given)
         return None
+
+    def _refuse_torch(self, input: Any, hx: Any, reason: str) -> None:
+        """Raise where torch.nn's own forward, which comes next, is not what was asked for."""
 
     def _check_for_torch(self, input: Any, hx: Any) -> None:
         """Check what torch.nn's own forward, which comes next, should and does not."""
@@ -168,6 +173,8 @@ class Layers(Beyond[State, PackedStates], DropIn, Proxied, nn.RNNBase):
         if return_states is None:
             return_states = False
         asked = return_states is not False or self.recompute is not False
+        if self._variants is not None and transforms.jit_traces():
+            asked = transforms.onnx_exports()  # torch's own layers, written by a trace, are plain
         if lengths is not None or resets is not None or asked:
             return self._forward_with_options(input, hx, lengths, resets, return_states)
         if torch.compiler.is_compiling():
@@ -227,6 +234,8 @@ class Layers(Beyond[State, PackedStates], DropIn, Proxied, nn.RNNBase):
                 self.check_forward_args(x, hx, batch_sizes)
         permuted = hx if hx is None else self.permute_hidden(hx, sorted_indices)
         h0, c0 = self._states(permuted)  # type: ignore[misc]  # which were two before
+        if self._variants is not None and sorted_indices is not None:
+            run = partial(run, whose=Whose(len(sorted_indices), sorted_indices))
         result = self._run(x, h0, c0, batch_sizes, run)
         if isinstance(result, str):
             # torch.nn.LSTM checks nothing of a packed input: a mistake surfaces wherever it may.
@@ -291,7 +300,7 @@ class Layers(Beyond[State, PackedStates], DropIn, Proxied, nn.RNNBase):
 
     def _sizes(self) -> Stack:
         return Stack(
-            self.mode.lower(),
+            self._cell_name(),
             self.input_size,
             self.hidden_size,
             self.proj_size,

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fused_rnn.backends import transforms, way_of
-from fused_rnn.cells import CELLS
 from fused_rnn.graph.collectors import Collector, Nodes
 from fused_rnn.graph.compiled import choose_in_graph, run_stack_in_graph, torch_is_asked_for
 from fused_rnn.graph.onnx import onnx_stack
@@ -23,6 +22,7 @@ from fused_rnn.graph.running import WHEN_RUN
 from fused_rnn.scans import autograd
 from fused_rnn.scans.checks import Row, Stack
 from fused_rnn.scans.marks import mark
+from fused_rnn.scans.noise import Whose
 from fused_rnn.scans.segments import (
     Segments,
     check_lengths,
@@ -35,6 +35,7 @@ from fused_rnn.scans.segments import (
     vmapped,
 )
 from fused_rnn.scans.stack import choose, initial_states, run_stack
+from fused_rnn.variants import cell_of
 
 __all__ = ["Options", "Steps"]
 
@@ -85,6 +86,7 @@ class Options:
         n: int,
         dropout: float,
         training: bool,
+        whose: Whose | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None] | str:
         """Run layers with these options; see :func:`fused_rnn.scans.stack.run_stack`.
 
@@ -97,10 +99,12 @@ class Options:
         operands = stack, x, h0, c0, rows, batch_sizes, n
         if transforms.onnx_exports() and (self._cuts or self._every_state):
             return self._in_onnx(*operands, dropout, training)
+        if transforms.jit_traces() and transforms.onnx_exports():
+            return onnx_stack(stack, x, h0, c0, rows, n, dropout, training)
         if torch.compiler.is_compiling():
             return self._in_graph(*operands, dropout, training)
         if not self._cuts:
-            return self._layers(*operands, dropout, training)
+            return self._layers(*operands, dropout, training, whose)
         names = self._marking(*operands)
         if names is not None:
             return self._marked(names, *operands, dropout, training)
@@ -116,6 +120,7 @@ class Options:
             segments.count,
             dropout,
             training,
+            Whose(n, segments.members[: segments.count], segments.times[: segments.count]),
         )
         y = segments.unpack(y, n)
         if self.steps is not None:
@@ -159,7 +164,7 @@ class Options:
         """
         if all(state is None for state in self._initial):
             return None, None
-        k, has_c = stack.layers * stack.directions, CELLS[stack.cell].has_cell_state
+        k, has_c = stack.layers * stack.directions, cell_of(stack.cell).has_cell_state
         sizes = stack.proj_size or stack.hidden_size, stack.hidden_size if has_c else None
         for i, (state, size) in enumerate(zip(self._initial, sizes, strict=True)):
             expected = None if size is None else ((k, 1, size), x.device)
@@ -275,20 +280,22 @@ class Options:
         n: int,
         dropout: float,
         training: bool,
+        whose: Whose | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         operands = stack, x, h0, c0, rows, batch_sizes, n
         if not self._every_state:
             if not self._recompute:
-                return run_stack(*operands, dropout, training, cut=self._cuts)
+                return run_stack(*operands, dropout, training, cut=self._cuts, whose=whose)
             scans = partial(autograd.scan, recompute=True)
             return run_stack(
-                *operands, dropout, training, scan=scans, cut=self._cuts, recompute=True
-            )
+                *operands, dropout, training, scan=scans, cut=self._cuts, recompute=True,
+                whose=whose,
+            )  # fmt: skip
         backends, _ = choose(*operands, every_state=True, cut=self._cuts, recompute=self._recompute)
         if backends is None:
             raise RuntimeError("torch.nn was asked for, and does not return every step's states")
         collector = Collector(self._recompute)
-        result = run_stack(*operands, dropout, training, backends, collector)
+        result = run_stack(*operands, dropout, training, backends, collector, whose=whose)
         self.steps = collector.steps()
         return result
 

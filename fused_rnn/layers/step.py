@@ -29,6 +29,8 @@ class SingleSteps(nn.RNNBase, Generic[State]):
         def _weights(self) -> list[list[Any]]: ...
         def _learned_for(self, n: int | None) -> Any: ...
 
+        _variants: tuple[str, str] | None
+
     def step(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         r"""Run all layers for one step: for input that arrives, or is generated, step by step.
 
@@ -64,12 +66,22 @@ class SingleSteps(nn.RNNBase, Generic[State]):
             )
         if not isinstance(input, Tensor):
             raise TypeError(f"step: input should be a tensor, got: {type(input).__name__}")
+        if (
+            self.training
+            and self._variants is not None
+            and "recurrent_dropout" in self._variants[0]
+        ):
+            raise RuntimeError(
+                "step: recurrent_dropout has one mask for all steps of a sequence, which a single "
+                "step in training mode does not know: call eval(), or run whole sequences"
+            )
         rank = input.dim()
         if rank not in (1, 2):
             raise ValueError(f"step: input should be 1-D or 2-D, got {rank}-D")
         if state is None and self.learn_initial_state:
             state = self._learned_for(None if rank == 1 else input.shape[0])
-        result = None if torch.compiler.is_compiling() else self._step_by_cells(input, state)
+        cells = self._variants is None and not torch.compiler.is_compiling()
+        result = self._step_by_cells(input, state) if cells else None
         if result is not None:
             return result
         time = 1 if self.batch_first and rank == 2 else 0
@@ -83,6 +95,8 @@ class SingleSteps(nn.RNNBase, Generic[State]):
         What is checked and chosen for a sequence takes longer than a step of few sequences.
         """
         if self.bidirectional or not isinstance(input, Tensor) or input.is_nested:
+            return None
+        if self._variants is not None:
             return None
         # To a trace sizes are no numbers; and who asks for torch.nn's layers shall get these.
         if transforms.jit_traces() or asked_for() == TORCH:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import Backend, Inputs, reference, transforms
+from fused_rnn.backends import AnyInputs, Backend, Inputs, inputs_of, reference, transforms
 from fused_rnn.scans.outputs import alias, changed, watch
 
 __all__ = ["scan", "scan_both", "scan_states", "step"]
@@ -24,7 +24,7 @@ __all__ = ["scan", "scan_both", "scan_states", "step"]
 def scan(
     backend: Backend,
     cell: str,
-    inputs: Inputs,
+    inputs: AnyInputs,
     batch_sizes: Tensor | None,
     reverse: bool,
     recompute: bool = False,
@@ -56,7 +56,7 @@ def scan(
 def scan_states(
     backend: Backend,
     cell: str,
-    inputs: Inputs,
+    inputs: AnyInputs,
     batch_sizes: Tensor | None,
     reverse: bool,
     recompute: bool = False,
@@ -143,7 +143,7 @@ class _Scan(torch.autograd.Function):
         *inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         y, h_n, c_n, saved = backend.forward(
-            cell, Inputs(*inputs), batch_sizes, reverse, not recompute
+            cell, inputs_of(inputs), batch_sizes, reverse, not recompute
         )
         _keep(ctx, inputs, y, saved, recompute)
         ctx.scan = backend, cell, batch_sizes, reverse
@@ -168,7 +168,7 @@ class _ScanStates(torch.autograd.Function):
         recompute: bool,
         *inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scan = cell, Inputs(*inputs), batch_sizes, reverse
+        scan = cell, inputs_of(inputs), batch_sizes, reverse
         if backend is reference:
             y, h_n, c_n, c = reference.scan_states(*scan)
             saved: tuple[Tensor, ...] = ()
@@ -264,8 +264,8 @@ def _backward(
         return (None,) * len(needs)
     tensors = ctx.saved_tensors
     # No more than the inputs where the rest is to be made anew.
-    inputs = Inputs(*tensors[:8])
-    states = () if changed(ctx.watch) else tensors[8:]
+    inputs = inputs_of(tensors[: len(needs)])
+    states = () if changed(ctx.watch) else tensors[len(needs) :]
     active = transforms.active()
     if torch.is_grad_enabled() or active not in transforms.BY_HAND:
         backend = cast("Backend", reference)
@@ -284,7 +284,7 @@ def _backward(
 def _gradients(
     backend: Backend,
     cell: str,
-    inputs: Inputs,
+    inputs: AnyInputs,
     batch_sizes: Tensor | None,
     reverse: bool,
     states: tuple[Tensor, ...],

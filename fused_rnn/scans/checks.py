@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 from fused_rnn.backends import transforms
 from fused_rnn.cells import CELLS
+from fused_rnn.variants import cell_of, extra_sizes, variant_of
 
 __all__ = [
     "Row",
@@ -113,13 +114,17 @@ def _check_rows(cell: str, rows: Any, directions: int) -> None:
 def _weight_shapes(
     cell: str, input_size: int, h: int, p: int, layers: int, directions: int, bias: bool
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    rows, r = CELLS[cell].gates * h, p or h
+    rows, r = cell_of(cell).gates * h, p or h
+    variant = variant_of(cell)
+    heads = 1 if variant is None else variant.num_heads
+    w_hh = (rows, r) if heads == 1 else (heads, rows // heads, r // heads)
+    extra = () if variant is None else [(size * h,) for size in extra_sizes(variant).values()]
     shapes: list[tuple[tuple[int, ...], ...]] = []
     for layer in range(layers):
         w_ih = (rows, r * directions if layer else input_size)
         biases = ((rows,), (rows,)) if bias else ()
         projection = ((p, h),) if p else ()
-        row = (w_ih, (rows, r), *biases, *projection)
+        row = (w_ih, w_hh, *biases, *projection, *extra)
         # TorchDynamo of torch 2.11 fails to compare a shape with a plain tuple that is a constant.
         shapes += [tuple(torch.Size(shape) for shape in row)] * directions
     return tuple(shapes)
@@ -168,7 +173,7 @@ def misfit(
         any_dtype: whether dtypes may differ, as under autocast
     """
     dtype, device = weight.dtype, weight.device
-    if stack.proj_size and not CELLS[stack.cell].has_cell_state:
+    if stack.proj_size and not cell_of(stack.cell).has_cell_state:
         return "only an LSTM has projections"
     if x.shape[-1] != stack.input_size:
         return f"the input has {x.shape[-1]} features instead of {stack.input_size}"

@@ -16,12 +16,13 @@ from fused_rnn.backends import (
     BEGINS,
     DEAD,
     GOES_ON,
+    AnyInputs,
     Backend,
-    Inputs,
     Marked,
+    VariantInputs,
     reference,
 )
-from fused_rnn.scans.segments import cut
+from fused_rnn.scans.segments import Segments, cut
 
 __all__ = ["Results", "backward", "forward", "mark", "takes_marks"]
 
@@ -66,7 +67,7 @@ def takes_marks(backend: Backend | None, device: torch.device, projected: bool) 
 def forward(
     backend: Backend,
     cell: str,
-    inputs: Inputs,
+    inputs: AnyInputs,
     marked: Marked,
     reverse: bool,
     training: bool,
@@ -96,7 +97,7 @@ def forward(
 def backward(
     backend: Backend,
     cell: str,
-    inputs: Inputs,
+    inputs: AnyInputs,
     marked: Marked,
     reverse: bool,
     y: Tensor,
@@ -124,7 +125,7 @@ def backward(
     dy, dc = (d if d is None else rows.pack(d) for d in (dy, dc))
     ends = [d if d is None else rows.begin_at_ends(d) for d in (dh_n, dc_n)]
     # What begins anew has the gradients of the state after a reset.
-    wanted = needs[0], needs[1] or needs[8], needs[2] or needs[9], *needs[3:8]
+    wanted = needs[0], needs[1] or needs[-2], needs[2] or needs[-1], *needs[3:-2]
     more = () if dc is None else (dc,)
     found = backend.backward(
         cell, rows.inputs, rows.batch_sizes, reverse, y, saved, dy, *ends, wanted, *more
@@ -136,7 +137,7 @@ def backward(
     return tuple(d if need else None for d, need in zip(found, needs, strict=True))
 
 
-def _by_marks(backend: Backend, inputs: Inputs) -> bool:
+def _by_marks(backend: Backend, inputs: AnyInputs) -> bool:
     # A transform may batch the marks, and sees the reference's operators only. Elsewhere it is not
     # one to be chosen for marks: it takes every step for every sequence.
     return backend is reference or takes_marks(backend, inputs.x.device, inputs.w_hr is not None)
@@ -150,7 +151,7 @@ class _Rows:
         batch_sizes: of the packed rows; None where there are none: then x is (1, 0, I)
     """
 
-    def __init__(self, inputs: Inputs, marked: Marked, reverse: bool) -> None:
+    def __init__(self, inputs: AnyInputs, marked: Marked, reverse: bool) -> None:
         steps, self._n, _ = inputs.x.shape
         marks = marked.marks.cpu()
         resets = marks == ANEW
@@ -168,6 +169,8 @@ class _Rows:
             h0=self._begin(inputs.h0, marked.h),
             c0=None if inputs.c0 is None else self._begin(inputs.c0, marked.c),
         )
+        if isinstance(inputs, VariantInputs):
+            self.inputs = self.inputs._replace(**_noise_of(segments, inputs))
 
     def pack(self, t: Tensor) -> Tensor:
         """Return the rows of t (T, N, R)."""
@@ -205,6 +208,16 @@ class _Rows:
         if d_n is not None:
             out[empty] = d_n[empty]
         return out, d[origin == self._n].sum(0)
+
+
+def _noise_of(segments: Segments, inputs: VariantInputs) -> dict[str, Tensor | None]:
+    """Return the segments' mask and draws, given those of the sequences that they are parts of."""
+    mask, draws = inputs.mask, inputs.draws
+    whose, first = segments.members[: segments.count], segments.times[: segments.count]
+    if draws is not None:
+        draws = draws[whose]
+        draws = torch.stack([draws[:, 0], draws[:, 1] + first, draws[:, 2]], 1)
+    return {"mask": mask if mask is None else mask[whose], "draws": draws}
 
 
 def _padded(t: Tensor, room: Tensor) -> Tensor:

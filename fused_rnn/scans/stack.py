@@ -19,12 +19,13 @@ from fused_rnn.cells import CELLS
 from fused_rnn.scans import autograd
 from fused_rnn.scans.checks import Row, Stack, cell_fits, check_cell
 from fused_rnn.scans.marks import takes_marks
+from fused_rnn.scans.noise import Noise, Whose, inputs_for, operands
+from fused_rnn.variants import cell_of, variant_of
 
 __all__ = [
     "CELL_MISFIT",
     "choose",
     "initial_states",
-    "operands",
     "outside_the_graph",
     "run_cell",
     "run_stack",
@@ -135,6 +136,7 @@ def run_stack(
     scan: Callable[..., tuple[Tensor, Tensor, Tensor | None]] = autograd.scan,
     cut: bool = False,
     recompute: bool = False,
+    whose: Whose | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run layers on layers of scans over operands that are known to fit together.
 
@@ -143,6 +145,7 @@ def run_stack(
         scan: runs one layer in one direction, as :func:`fused_rnn.scans.autograd.scan` does; only
             that one gives way to :func:`fused_rnn.scans.autograd.scan_both`
         cut, recompute: see :func:`choose`
+        whose: what variants have to know of the order of sequences, where it is not the user's
 
     Shape:
         - x: (T, N, I), or (rows, I) for packed data
@@ -158,6 +161,8 @@ def run_stack(
         return torch_stack(stack, x, h0, c0, rows, batch_sizes, n, dropout, training)
     x = x.contiguous()
     h0s, c0s = _initial_states(stack, x, h0, c0, n)
+    variant = variant_of(stack.cell)
+    noise = None if variant is None else Noise(variant, stack, x, n, training, whose)
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
     y: Any  # what each direction gave out
@@ -176,7 +181,7 @@ def run_stack(
             y = []
             for reverse in (False, True)[: stack.directions]:
                 k = len(h_n)
-                inputs = Inputs(x, h0s[k], c0s[k], *operands(rows[k]))
+                inputs = inputs_for(x, h0s[k], c0s[k], rows[k], k, variant, noise)
                 y_k, h_k, c_k = scan(backend, stack.cell, inputs, batch_sizes, reverse)
                 y.append(y_k)
                 h_n.append(h_k)
@@ -248,7 +253,7 @@ def _initial_states(
     stack: Stack, x: Tensor, h0: Tensor | None, c0: Tensor | None, n: int
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     h, p, states = stack.hidden_size, stack.proj_size, stack.layers * stack.directions
-    has_c = CELLS[stack.cell].has_cell_state
+    has_c = cell_of(stack.cell).has_cell_state
     # Nobody writes to an initial state, so one tensor of zeros does for all.
     if h0 is None:
         h0s: Sequence[Tensor] = (x.new_zeros(n, p or h),) * states
@@ -257,13 +262,6 @@ def _initial_states(
         h0s = [state.contiguous() for state in h0.unbind(0)]
         c0s = [state.contiguous() for state in c0.unbind(0)] if has_c else ()
     return h0s, c0s if has_c else (None,) * states
-
-
-def operands(row: Row) -> tuple[Tensor | None, ...]:
-    """Return w_ih, w_hh, b_ih, b_hh, w_hr, each contiguous, or None where the row has none."""
-    weights = [w.contiguous() for w in row]
-    biases = weights[2:4] if len(weights) >= 4 else (None, None)
-    return weights[0], weights[1], *biases, weights[-1] if len(weights) % 2 else None
 
 
 def _join(states: list[Tensor]) -> Tensor:
@@ -278,7 +276,7 @@ def initial_states(
         return h, c
     k, size = stack.layers * stack.directions, stack.hidden_size
     h = x.new_zeros(k, n, stack.proj_size or size)
-    return h, x.new_zeros(k, n, size) if CELLS[stack.cell].has_cell_state else None
+    return h, x.new_zeros(k, n, size) if cell_of(stack.cell).has_cell_state else None
 
 
 def torch_stack(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import options
+from benchmarks.loops import LOOPS
 from benchmarks.peers import Settings
 
 CPU = torch.device("cpu")
@@ -39,6 +40,13 @@ def test_recomputation_keeps_less():
     kept = row.kept_bytes
     assert 0 < kept[options.OURS] < kept["without recompute"]
     assert "MiB kept" in "\n".join(options._lines(row, options.Paint(False)))
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_are_the_variants(name):
+    row = options._variant(name, 3, 2, 8, SETTINGS)
+    assert set(row.speedup) == {options._PLAIN, "a loop"}
+    assert all(speedup > 0 for speedup in row.speedup.values())
 
 
 def test_a_wrong_answer_is_noticed():

@@ -210,3 +210,30 @@ def test_what_onnx_has_not(options, asked, dynamo, tmp_path):
 
     with pytest.raises(Exception, match="ONNX has lengths, but no resets"):
         torch.onnx.export(Asking(), (torch.randn(5, 3, 3),), tmp_path / "m.onnx", dynamo=dynamo)
+
+
+VARIED = [
+    ("GRU", {"reset_after": False, "bidirectional": True}),
+    ("GRU", {"recurrent_activation": ("hard_sigmoid", 0.3, 0.4), "activation": "relu"}),
+    ("LSTM", {"use_peepholes": True, "num_layers": 2}),
+    ("LSTM", {"input_forget": True, "use_peepholes": True, "bidirectional": True}),
+    ("LSTM", {"recurrent_activation": "hard_sigmoid", "recurrent_dropout": 0.5}),
+]
+
+
+@pytest.mark.parametrize("dynamo", EXPORTERS)
+@pytest.mark.parametrize(("layer", "options"), VARIED)
+def test_variants_that_onnx_has(layer, options, dynamo, tmp_path):
+    model, file = getattr(fused_rnn, layer)(3, 4, **options).eval(), str(tmp_path / "m.onnx")
+    x = torch.randn(5, 2, 3)
+    program = exported(model, (x,), file, dynamo)
+    assert [n.op_type for n in program.graph.node if n.op_type == layer]
+    with torch.no_grad():
+        torch.testing.assert_close(run(file, (x,)), leaves(model(x)))
+
+
+@pytest.mark.parametrize("dynamo", EXPORTERS)
+def test_variants_that_onnx_has_not(dynamo, tmp_path):
+    model, x = fused_rnn.LSTM(3, 4, layer_norm=True, use_peepholes=True), torch.randn(5, 2, 3)
+    with pytest.raises(Exception, match="ONNX has no node with layer_norm"):
+        exported(model.eval(), (x,), str(tmp_path / "m.onnx"), dynamo)

@@ -39,15 +39,16 @@ from . import (
     scans,
     triton,
     tuning,
+    variants,
 )
 from .mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
 COPIES = ROOT / "build" / "mutants"
-PYTHON = (package, layers, graph, scans, backends, native, triton, tuning)
+PYTHON = (package, layers, graph, scans, backends, native, triton, tuning, variants)
 # What is built into a copy's module comes last: the others' tests use the module as it is.
 ROOMS = (*PYTHON, cuda_stepwise, cuda_persistent, core, cpu)
-MUTANTS = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)
+MUTANTS = (*(mutant for room in ROOMS for mutant in room.MUTANTS), *variants.KERNELS)
 SECONDS = 600  # for the tests of one; one that hangs has been noticed
 NO_TESTS = 5  # pytest's exit status where all are left out
 INTERPRETED = "tests/backends/triton/test_kernels.py"  # whole file in Triton's interpreter

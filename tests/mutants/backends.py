@@ -61,7 +61,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-reference-half-in-half",
         "fused_rnn/backends/reference.py",
-        "    return Inputs(*(t if t is None else t.float() for t in inputs))",
+        "    return inputs_of([t if t is None or t.dtype not in _HALF else t.float() for t in inputs])",
         "    return inputs",
         (
             "tests/test_cells.py",

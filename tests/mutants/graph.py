@@ -29,8 +29,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-running-needs-of-marks",
         "fused_rnn/graph/running.py",
-        "return *operands[:8], *operands[9:11]",
-        "return *operands[:8], *operands[8:10]",
+        "return *operands[:count], *operands[count + 1 : count + 3]",
+        "return *operands[:count], *operands[count : count + 2]",
         ("tests/scans/test_marks.py", "tests/graph/test_compile_options.py"),
     ),
     Mutant(
@@ -106,7 +106,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-node-gradients-in-place-of-marks",
         "fused_rnn/graph/node.py",
-        "return None, None, *found[:8], None, *found[8:], None, None, None",
+        "return None, None, *found[:count], None, *found[count:], None, None, None",
         "return None, None, *found, None, None, None, None",
         ("tests/scans/test_marks.py", "tests/graph/test_compile_options.py"),
     ),

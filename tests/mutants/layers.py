@@ -134,7 +134,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-gates-reset-in-reverse",
         "fused_rnn/layers/gates.py",
-        "resets.roll(-1, 0) & (times < len(x) - 1)",
+        "resets.roll(-1, 0) & (times < len(steps) - 1)",
         "resets.roll(-1, 0)",
         ("tests/layers",),
     ),

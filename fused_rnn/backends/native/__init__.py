@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fused_rnn.backends import transforms
-from fused_rnn.backends.base import Inputs, Problem
-from fused_rnn.backends.native import fakes, marked, persistent
+from fused_rnn.backends.base import AnyInputs, Inputs, Problem, VariantInputs
+from fused_rnn.backends.native import fakes, marked, persistent, variants
 from fused_rnn.backends.native.device import facts
 from fused_rnn.backends.native.errors import raise_out_of_memory
 from fused_rnn.backends.native.marked import marked_backward, marked_forward
@@ -115,6 +115,8 @@ def way(name: str) -> Way:
 
 def _level_for(problem: Problem) -> str:
     """Return the SIMD level of a problem on the CPU, or those that it may be by its lengths."""
+    if problem.cell not in CELLS:
+        return simd_level().replace("amx", "avx512")  # variants have no kernels on tiles
     dense, dtype = (problem.T, problem.N), problem.dtype
     fewest = (problem.T, 1) if problem.ragged else dense  # rows: at each step one sequence
     levels = (
@@ -132,6 +134,8 @@ def supports(problem: Problem) -> str | None:
         return f"no kernel for {problem.dtype}"
     if problem.transform not in (None, transforms.COUNTING):
         return f"{problem.transform} needs torch's own operators"
+    if problem.cell not in CELLS:
+        return variants.supports(problem)
     return _refused_gpu(problem.device) if problem.device.type == "cuda" else None
 
 
@@ -152,9 +156,11 @@ def _refused_gpu(device: torch.device) -> str | None:
 
 
 def forward(
-    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool
+    cell: str, inputs: AnyInputs, batch_sizes: Tensor | None, reverse: bool, training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
     """See :meth:`fused_rnn.backends.Backend.forward`."""
+    if isinstance(inputs, VariantInputs):
+        return variants.forward(cell, inputs, batch_sizes, reverse, training)[:4]
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
     if cell == "lstm":
         return _lstm_forward(inputs, batch_sizes, reverse, training, False)[:4]
@@ -186,9 +192,12 @@ def step(
 
 
 def scan_states(
-    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool, training: bool
+    cell: str, inputs: AnyInputs, batch_sizes: Tensor | None, reverse: bool, training: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
     """Do as :func:`forward` for an LSTM, and return every step's c (T, N, H) | (rows, H) too."""
+    if isinstance(inputs, VariantInputs):
+        found: Any = variants.forward(cell, inputs, batch_sizes, reverse, training, True)
+        return found
     return _lstm_forward(inputs, batch_sizes, reverse, training, True)
 
 
@@ -204,8 +213,10 @@ def _lstm_forward(
     return y, h_n, c_n, (saved,), c
 
 
-def saved(cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
+def saved(cell: str, inputs: AnyInputs) -> tuple[Tensor, ...]:
     """See :meth:`fused_rnn.backends.Backend.saved`."""
+    if isinstance(inputs, VariantInputs):
+        return variants.saved(cell, inputs)
     x, gates = inputs.x, CELLS[cell].gates
     h = int(inputs.w_hh.shape[0] // gates)  # the widths of a graph are fixed
     if x.device.type == "cuda":
@@ -218,7 +229,7 @@ def saved(cell: str, inputs: Inputs) -> tuple[Tensor, ...]:
 
 def backward(
     cell: str,
-    inputs: Inputs,
+    inputs: AnyInputs,
     batch_sizes: Tensor | None,
     reverse: bool,
     y: Tensor,
@@ -230,6 +241,9 @@ def backward(
     dc: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """See :meth:`fused_rnn.backends.Backend.backward`; dc: of every step's c."""
+    if isinstance(inputs, VariantInputs):
+        given = dy, dh_n, dc_n, dc
+        return variants.backward(cell, inputs, batch_sizes, reverse, y, saved, given, needs)
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
     needed = needs if cell == "lstm" else (*needs[:2], *needs[3:7])
     mask = _mask(needed)

@@ -68,6 +68,8 @@ def supports(problem: Problem) -> str | None:
     kind = problem.device.type
     if kind not in (("cpu",) if _interpreting() else ("cuda", "xpu")):
         return f"no kernel for device type {kind!r}"
+    if problem.cell not in CELLS:
+        return "no kernel for variants of the cells"
     if problem.dtype not in _DTYPES:
         return f"no kernel for {problem.dtype}"
     if problem.transform is not None:

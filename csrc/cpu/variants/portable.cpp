@@ -1,0 +1,3 @@
+#include "../level_portable.h"
+
+#include "level.inc"
