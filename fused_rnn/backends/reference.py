@@ -6,6 +6,7 @@ Slow, and right for every dtype, device and transform that plain torch is right 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from fused_rnn.cells import CELLS, State, Weights
 
 name = "reference"
 checks_operands = False
+
+# What a scan does at each step.
+Step = Callable[[Tensor, State, Weights], State]
 
 # Kernels keep states and sums of these in float32, and so does the specification.
 _HALF = (torch.float16, torch.bfloat16)
@@ -45,8 +49,8 @@ def forward(
         state = CELLS[cell].step(inputs.x, State(inputs.h0, inputs.c0), Weights(*inputs[3:]))
         y = state.h
     else:
-        steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
-        y = _in_time([step.h for step in steps], batch_sizes)
+        steps, state = scan_steps(CELLS[cell].step, _widened(inputs), batch_sizes, reverse)
+        y = in_time([step.h for step in steps], batch_sizes)
     return y.to(dtype), *_final(state, dtype), ()
 
 
@@ -59,9 +63,9 @@ def scan_states(
         - y, h_n, c_n as in :func:`forward`; c: (T, N, H), or (rows, H) for packed data
     """
     dtype = inputs.x.dtype
-    steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
-    y = _in_time([step.h for step in steps], batch_sizes)
-    c = _in_time([step.c for step in steps if step.c is not None], batch_sizes)
+    steps, state = scan_steps(CELLS[cell].step, _widened(inputs), batch_sizes, reverse)
+    y = in_time([step.h for step in steps], batch_sizes)
+    c = in_time([step.c for step in steps if step.c is not None], batch_sizes)
     h_n, c_n = _final(state, dtype)
     return y.to(dtype), h_n, c_n, c.to(dtype)  # type: ignore[return-value]  # with a cell state
 
@@ -111,23 +115,21 @@ def _widened(inputs: Inputs) -> Inputs:
     return Inputs(*(t if t is None else t.float() for t in inputs))
 
 
-def _in_time(steps: list[Tensor], batch_sizes: Tensor | None) -> Tensor:
+def in_time(steps: list[Tensor], batch_sizes: Tensor | None) -> Tensor:
+    """Return what every step left as y (T, N, R), or (rows, R) for packed data."""
     return torch.stack(steps) if batch_sizes is None else torch.cat(steps)
 
 
-def _scan(
-    cell: str, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool
+def scan_steps(
+    step: Step, inputs: Inputs, batch_sizes: Tensor | None, reverse: bool
 ) -> tuple[list[State], State]:
     """Return the state after every step, in the order of time, and the final one."""
-    if batch_sizes is None:
-        states, final = _scan_dense(cell, inputs, reverse)
-    else:
-        states, final = _scan_packed(cell, inputs, batch_sizes, reverse)
+    scan = _scan_dense if batch_sizes is None else partial(_scan_packed, sizes=batch_sizes.tolist())
+    states, final = scan(step, inputs, reverse)
     return states[::-1] if reverse else states, final
 
 
-def _scan_dense(cell: str, inputs: Inputs, reverse: bool) -> tuple[list[State], State]:
-    step = CELLS[cell].step
+def _scan_dense(step: Step, inputs: Inputs, reverse: bool) -> tuple[list[State], State]:
     state, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
     steps = inputs.x.unbind(0)
     states = []
@@ -138,11 +140,9 @@ def _scan_dense(cell: str, inputs: Inputs, reverse: bool) -> tuple[list[State], 
 
 
 def _scan_packed(
-    cell: str, inputs: Inputs, batch_sizes: Tensor, reverse: bool
+    step: Step, inputs: Inputs, reverse: bool, sizes: list[int]
 ) -> tuple[list[State], State]:
-    step = CELLS[cell].step
     first, weights = State(inputs.h0, inputs.c0), Weights(*inputs[3:])
-    sizes = batch_sizes.tolist()
     steps = inputs.x.split(sizes)
     states, ended = [], []
     # Sequences stand longest first: forwards the last rows drop out, in reverse they come in.

@@ -135,6 +135,11 @@ def supports(problem: Problem) -> str | None:
     return _refused_gpu(problem.device) if problem.device.type == "cuda" else None
 
 
+def quantized_missing(problem: Problem) -> str | None:
+    """Return None, or why no kernel takes weights that are int8 or bfloat16."""
+    return "no kernel for quantized weights"
+
+
 def _refused_gpu(device: torch.device) -> str | None:
     reason = cuda_missing()
     if reason is not None:

@@ -1,0 +1,87 @@
+"""Stacks of layers whose weights are int8 or bfloat16, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_rnn.backends import Inputs, Problem, note, transforms
+from fused_rnn.backends.quantized import Scales, forward, select_quantized
+from fused_rnn.scans.checks import Row, Stack
+from fused_rnn.scans.stack import run_stack
+
+__all__ = ["QuantizedScans", "run_quantized"]
+
+
+class QuantizedScans:
+    """A way to scan, for :func:`fused_rnn.scans.stack.run_stack` to call: a direction per call.
+
+    Args:
+        scales: of each layer and direction
+        every_state: whether every step's states are kept here
+    """
+
+    def __init__(self, scales: Sequence[Scales], every_state: bool = False) -> None:
+        self._scales, self._every_state, self._count = scales, every_state, 0
+        self.h: list[Tensor] = []
+        self.c: list[Tensor] = []
+
+    def __call__(
+        self,
+        backend: Any,
+        cell: str,
+        inputs: Inputs,
+        batch_sizes: Tensor | None,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        scales = self._scales[self._count]
+        self._count += 1
+        every_c = self._every_state and inputs.c0 is not None
+        y, h_n, c_n, c = forward(backend, cell, inputs, scales, batch_sizes, reverse, every_c)
+        if self._every_state:
+            self.h.append(y)
+        if every_c and c is not None:
+            self.c.append(c)
+        return y, h_n, c_n
+
+    def steps(self) -> tuple[Tensor, Tensor | None]:
+        """Return every step's h (T, L*D, N, R) | (rows, L*D, R), and c where the cell has one."""
+        return torch.stack(self.h, 1), torch.stack(self.c, 1) if self.c else None
+
+
+def run_quantized(
+    scans: QuantizedScans,
+    stack: Stack,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    rows: Sequence[Row],
+    batch_sizes: Tensor | None,
+    n: int,
+    dropout: float,
+    training: bool,
+    cut: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run layers on layers of float32 scans; see :func:`fused_rnn.scans.stack.run_stack`.
+
+    Args:
+        cut: whether the sequences are what lengths and resets have left of a padded batch
+    """
+    steps = x.shape[0] if batch_sizes is None else len(batch_sizes)
+    ragged, i = batch_sizes is not None, stack.input_size
+    backends = []
+    for layer in range(stack.layers):
+        problem = Problem(
+            stack.cell, x.device, rows[0][0].dtype, steps, n, i, stack.hidden_size,
+            stack.proj_size, ragged, False, transforms.active(), cut=cut, layers=stack.layers,
+            directions=stack.directions, width=stack.input_size,
+        )  # fmt: skip
+        selection = select_quantized(problem)
+        note(problem, selection, layer, stack.directions)
+        backends.append(selection.backend)
+        i = (stack.proj_size or stack.hidden_size) * stack.directions
+    operands = stack, x, h0, c0, rows, batch_sizes, n, dropout, training
+    return run_stack(*operands, backends, scans)
