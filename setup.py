@@ -80,6 +80,15 @@ class Build(BuildExtension):
 LEVELS = ("avx512", "avx2", "portable", "amx")
 
 
+# Of layers with int8 weights, beside a level those with its registers and instructions for them.
+QUANTIZED = {
+    "avx512": ("avx512", "avx512_vnni"),
+    "avx2": ("avx2", "avx_vnni"),
+    "portable": ("portable",),
+    "amx": (),
+}
+
+
 def levels() -> tuple[str, ...]:
     """Return the SIMD levels to build: all, or the one that FUSED_RNN_LEVEL names (make build)."""
     only = os.environ.get("FUSED_RNN_LEVEL", "")
@@ -94,6 +103,8 @@ CPU = CppExtension(
     "fused_rnn._C",
     [
         *(f"csrc/cpu/{run}_{level}.cpp" for level in levels() for run in ("forward", "backward")),
+        *(f"csrc/cpu/quantized/{name}.cpp" for level in levels() for name in QUANTIZED[level]),
+        "csrc/cpu/quantized/levels.cpp",
         "csrc/ops.cpp",
         "csrc/cpu/levels.cpp",
         "csrc/cpu/scratch.cpp",

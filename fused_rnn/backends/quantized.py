@@ -100,14 +100,14 @@ def scan_reference(
 
 
 def select_quantized(problem: Problem) -> Selection:
-    """Return which backend runs a problem, whose dtype is that of its weights.
+    """Return which backend runs a problem of a quantized layer.
 
     Raises:
         RuntimeError: if the one chosen by name cannot, with its reason.
     """
     name, reason = asked_for(), native.quantized_missing(problem)
     if name not in (None, native.name, reference.name):
-        reason = f"{name!r} has no layers with weights of {problem.dtype}"
+        reason = f"{name!r} has no layers with weights of {problem.stored}"
     elif name == reference.name or (name is None and reason is not None):
         return Selection(reference, {} if reason is None else {native.name: reason})
     if reason is not None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_rnn.backends import transforms
+from fused_rnn.backends import asked_for, native, transforms
 from fused_rnn.backends.quantized import Scales, quantize_rows
+from fused_rnn.backends.records import recording
 from fused_rnn.layers.options import Options
 from fused_rnn.scans.checks import Stack, check_batch_sizes, foreign, misfit
 from fused_rnn.scans.quantized import QuantizedScans, run_quantized
@@ -38,6 +39,7 @@ class Quantized(nn.RNNBase):
     """
 
     _stored: torch.dtype  # one of DTYPES
+    _names: list[tuple[str | None, ...]]  # of each layer and direction, as an op takes them
 
     if TYPE_CHECKING:
 
@@ -47,6 +49,7 @@ class Quantized(nn.RNNBase):
     def take_weights(self, dtype: torch.dtype) -> dict[str, nn.Parameter]:
         """Put buffers in the place of the layer's parameters, and return these."""
         self._stored = dtype
+        self._names = [_names_of(names, dtype) for names in self._all_weights]
         floats: dict[str, nn.Parameter] = {}
         for name in self._flat_weights_names:
             weight: Any = self._parameters.pop(name)
@@ -73,7 +76,7 @@ class Quantized(nn.RNNBase):
         self._parameters.update(floats)  # first, as before
         self._parameters.update(learned)
         self._init_flat_weights()
-        del self._stored
+        del self._stored, self._names
 
     def _weights(self) -> list[list[Any]]:
         """Return w_ih, w_hh[, b_ih, b_hh][, w_hr] of each layer and direction, as stored."""
@@ -92,8 +95,45 @@ class Quantized(nn.RNNBase):
             for names in self._all_weights
         ]
 
-    def _step_by_cells(self, x: Tensor, state: Any) -> None:
-        """Return None: a step is a sequence of one."""
+    def _step_by_cells(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+        """Run one op for each layer; return None where the long way has to look at the operands.
+
+        A step is short enough for that way to be felt: the op checks what it is given.
+        """
+        if x.dtype is not torch.float32 or (self.training and self.dropout) or not steps_by_op(x):
+            return None
+        given = self._states(state)
+        batched = x.dim() == 2
+        if given is None or any(s is not None and s.dim() != x.dim() + 1 for s in given):
+            return None
+        x = x.unsqueeze(0) if batched else x.unsqueeze(0).unsqueeze(0)
+        h0, c0 = given
+        n, lstm, layers = x.shape[1], self.mode == "LSTM", self.num_layers
+        h0s: Any  # a state for each layer
+        c0s: Any = (None,) * layers
+        if h0 is None:
+            h0s = (x.new_zeros(n, self.proj_size or self.hidden_size),) * layers
+            if lstm:
+                c0s = (x.new_zeros(n, self.hidden_size),) * layers if self.proj_size else h0s
+        elif h0.requires_grad or (c0 is not None and c0.requires_grad):
+            return None
+        else:
+            h0s = h0.unbind(0) if batched else h0.split(1)
+            if c0 is not None:
+                c0s = c0.unbind(0) if batched else c0.split(1)
+        if not len(h0s) == len(c0s) == layers or x.requires_grad:
+            return None
+        h_n, c_n, cell, buffer = [], [], self.mode.lower(), self._buffers.get
+        try:
+            for names, h, c in zip(self._names, h0s, c0s, strict=True):
+                x, h, c = native.quantized_step(cell, x, h, c, *map(buffer, names))
+                h_n.append(h)
+                c_n.append(c)
+        except RuntimeError:
+            return None
+        h = _stacked(h_n, batched)
+        state = (h, _stacked(c_n, batched)) if lstm else h
+        return x[0] if batched else x[0, 0], state
 
     def _run(
         self,
@@ -224,6 +264,37 @@ class _Options(Options):
         if self._every_state:
             self.steps = scans.steps()
         return result
+
+
+def steps_by_op(x: Tensor) -> bool:
+    """Return whether a step of this input goes the short way: on the CPU, with nobody looking."""
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and native.available() is None
+        and transforms.active() is None
+        and asked_for() in (None, native.name)
+        and recording() is None
+    )
+
+
+def _stacked(states: list[Tensor], batched: bool) -> Tensor:
+    s = states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
+    return s if batched else s.squeeze(1)
+
+
+def _names_of(names: list[str], dtype: torch.dtype) -> tuple[str | None, ...]:
+    """Return the buffers of w_ih, s_ih, w_hh, s_hh, b_ih, b_hh, w_hr and s_hr, None for none."""
+    scale = _SCALE if dtype == torch.int8 else None
+    of = {name.split("_l")[0]: name for name in names}
+    found: list[str | None] = []
+    for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
+        name = of.get(kind)
+        if kind.startswith("bias"):
+            found.append(name)
+        else:
+            found += [name and name + DTYPES[dtype], name and scale and name + scale]
+    return tuple(found)
 
 
 def refuse_gradients(layer: nn.Module, *operands: Tensor | None) -> None:

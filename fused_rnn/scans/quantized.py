@@ -75,9 +75,9 @@ def run_quantized(
     backends = []
     for layer in range(stack.layers):
         problem = Problem(
-            stack.cell, x.device, rows[0][0].dtype, steps, n, i, stack.hidden_size,
+            stack.cell, x.device, x.dtype, steps, n, i, stack.hidden_size,
             stack.proj_size, ragged, False, transforms.active(), cut=cut, layers=stack.layers,
-            directions=stack.directions, width=stack.input_size,
+            directions=stack.directions, width=stack.input_size, stored=rows[0][0].dtype,
         )  # fmt: skip
         selection = select_quantized(problem)
         note(problem, selection, layer, stack.directions)

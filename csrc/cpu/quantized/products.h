@@ -1,0 +1,223 @@
+// The products of rows of float32 with a weight that is stored in fewer bits: as integers, or widened.
+// Rows of the weight are read as they lie, one after the other: at a few sequences, for which this is,
+// each of them is read once.
+#pragma once
+
+namespace fused_rnn {
+namespace FUSED_RNN_LEVEL {
+
+// A weight's rows [first, first + count) that give a vector of pre-activations, `end` of the weight,
+// and their scales.
+template <class W>
+struct WeightRows {
+  const W* first;
+  std::int64_t count, columns;
+  const W* end;
+  const float* scales;
+};
+
+// kHeight rows of integers times kLanes rows of the weight, as many at a time as there are registers
+// for; out[m] is row m's sums.
+template <class D, int kHeight>
+void sum_products(const typename D::Integer* r, std::int64_t r_row,
+                  const WeightRows<std::int8_t>& w, Sums* out) {
+  constexpr int kW = static_cast<int>(kLanes<float>);
+  constexpr int kAtOnce = std::min(kW, FUSED_RNN_VECTOR_REGISTERS / 2 / kHeight);
+  Sums sums[kHeight][kW];
+  for (int first = 0; first < kW; first += kAtOnce) {
+    Sums some[kHeight][kAtOnce] = {};
+    const std::int8_t* rows[kAtOnce];
+    for (int i = 0; i < kAtOnce; ++i) {
+      // Rows past the last repeat it: their lanes belong to no hidden unit.
+      rows[i] = w.first + std::min<std::int64_t>(first + i, w.count - 1) * w.columns;
+    }
+    const auto add = [&](std::int64_t k, const std::int8_t* const* from) {
+      typename D::Row row[kHeight];
+#pragma GCC unroll 4
+      for (int m = 0; m < kHeight; ++m) {
+        row[m] = D::row(r + m * r_row + k);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kAtOnce; ++i) {
+        const typename D::Weight weight = D::weight(from[i] + k);
+#pragma GCC unroll 4
+        for (int m = 0; m < kHeight; ++m) {
+          D::add(some[m][i], weight, row[m]);
+        }
+      }
+    };
+    std::int64_t k = 0;
+    for (; k + D::kStep <= w.columns; k += D::kStep) {
+      add(k, rows);
+    }
+    if (k < w.columns) {
+      // Past its end stands the next row, which meets zeros; past the last one there may be nothing.
+      std::int8_t copies[kAtOnce][D::kStep] = {};
+      const std::int8_t* from[kAtOnce];
+      for (int i = 0; i < kAtOnce; ++i) {
+        from[i] = rows[i];
+        if (w.end - (rows[i] + k) < D::kStep) {
+          std::memcpy(copies[i], rows[i] + k, static_cast<std::size_t>(w.columns - k));
+          from[i] = copies[i] - k;
+        }
+      }
+      add(k, from);
+    }
+    for (int m = 0; m < kHeight; ++m) {
+      for (int i = 0; i < kAtOnce; ++i) {
+        sums[m][first + i] = some[m][i];
+      }
+    }
+  }
+  for (int m = 0; m < kHeight; ++m) {
+    out[m] = sum_lanes<std::uint32_t>(sums[m]);
+  }
+}
+
+// What a row was divided by, and the sum of its integers.
+struct RowScale {
+  float scale;
+  std::int32_t sum;
+};
+
+// The integers of a row of `columns` elements, with zeros up to a whole step: see quantize_rows in
+// fused_rnn/backends/quantized.py.
+template <class D>
+RowScale quantize_row(const float* x, std::int64_t columns, typename D::Integer* out) {
+  using V = Vec<float>;
+  using Integers = Vec<std::int32_t>;
+  typedef typename D::Integer Narrow
+      __attribute__((vector_size(kLanes<float> * sizeof(typename D::Integer))));
+  constexpr std::int64_t kW = kLanes<float>;
+  // 1.5 * 2^23: what is added to it is rounded to an integer, half to even, in its lowest bits.
+  constexpr float kRound = 12582912.0f, kLargest = 127.0f;
+  V largest{}, zero{};
+  const auto valid = [&](std::int64_t k) { return std::min(kW, columns - k); };
+  for (std::int64_t k = 0; k < columns; k += kW) {
+    const V v = load(x + k, valid(k));
+    const V magnitude = same_bits<V>(same_bits<FloatBits>(v) & 0x7fffffffu);
+    largest = magnitude > largest ? magnitude : largest;
+    zero += v * 0.0f;  // NaN, once an element is that or infinite
+  }
+  float most = 0, none = 0;
+  for (std::int64_t i = 0; i < kW; ++i) {
+    most = largest[i] > most ? largest[i] : most;
+    none += zero[i];
+  }
+  const bool finite = none == 0;
+  const float scale = std::max(most / kLargest, std::numeric_limits<float>::min());
+  Integers sum{};
+  for (std::int64_t k = 0; k < columns; k += kW) {
+    const V shifted = load(x + k, valid(k)) / scale + kRound;
+    Integers q = same_bits<Integers>(shifted) - 0x4b400000;
+    q = finite ? q : Integers{};
+    sum += q;
+    const Narrow narrow = __builtin_convertvector(q, Narrow);
+    std::memcpy(out + k, &narrow, sizeof(narrow));
+  }
+  const std::int64_t written = ceil_div(columns, kW) * kW,
+                     padded = ceil_div(columns, D::kStep) * D::kStep;
+  std::fill(out + written, out + std::max(written, padded), typename D::Integer{});
+  std::int32_t total = 0;
+  for (std::int64_t i = 0; i < kW; ++i) {
+    total += sum[i];
+  }
+  return {finite ? scale : std::numeric_limits<float>::quiet_NaN(), total};
+}
+
+// Rows of integers, as they are multiplied with an int8 weight.
+template <class D>
+class IntegerRows {
+ public:
+  using Weight = std::int8_t;
+  using V = Vec<float>;
+
+  IntegerRows() = default;
+  IntegerRows(std::int64_t rows, std::int64_t columns)
+      : columns_(columns),
+        stride_(ceil_div(columns, D::kStep) * D::kStep),
+        integers_(rows * stride_),
+        scales_(rows) {}
+
+  void prepare(std::int64_t n, const float* row) {
+    scales_.get()[n] = quantize_row<D>(row, columns_, integers_.get() + n * stride_);
+  }
+
+  // f(row, its products) for rows [begin, end), which stand one after the other at `rows`.
+  template <class F>
+  FUSED_RNN_INLINE void multiply(std::int64_t begin, std::int64_t end, const WeightRows<Weight>& w,
+                                 F&& f) const {
+    const V scales = load(w.scales, w.count);
+    for (std::int64_t n = begin; n < end;) {
+      const int height = end - n >= 4 ? 4 : end - n >= 2 ? 2 : 1;
+      Sums sums[4];
+      sum_height(height, n, w, sums);
+      for (int m = 0; m < height; ++m) {
+        const RowScale of = scales_.get()[n + m];
+        sums[m] -= static_cast<std::uint32_t>(D::kOffset * of.sum);
+        const auto exact = same_bits<Vec<std::int32_t>>(sums[m]);
+        f(n + m, __builtin_convertvector(exact, V) * (scales * of.scale));
+      }
+      n += height;
+    }
+  }
+
+ private:
+  void sum_height(int height, std::int64_t n, const WeightRows<Weight>& w, Sums* sums) const {
+    const auto* const first = integers_.get() + n * stride_;
+    if (height == 4) {
+      sum_products<D, 4>(first, stride_, w, sums);
+    } else if (height == 2) {
+      sum_products<D, 2>(first, stride_, w, sums);
+    } else {
+      sum_products<D, 1>(first, stride_, w, sums);
+    }
+  }
+
+  std::int64_t columns_ = 0, stride_ = 0;
+  Buffer<typename D::Integer> integers_;  // (rows, stride)
+  Buffer<RowScale> scales_;               // (rows,)
+};
+
+// Rows of float32, copied, as they are multiplied with a bfloat16 weight.
+class FloatRows {
+ public:
+  using Weight = BFloat16;
+  using V = Vec<float>;
+
+  FloatRows() = default;
+  FloatRows(std::int64_t rows, std::int64_t columns) : columns_(columns), floats_(rows * columns) {}
+
+  void prepare(std::int64_t n, const float* row) {
+    std::memcpy(floats_.get() + n * columns_, row,
+                static_cast<std::size_t>(columns_) * sizeof(float));
+  }
+
+  template <class F>
+  FUSED_RNN_INLINE void multiply(std::int64_t begin, std::int64_t end, const WeightRows<Weight>& w,
+                                 F&& f) const {
+    constexpr int kHeight = FUSED_RNN_VECTOR_REGISTERS >= 32 ? 3 : 2;
+    const RowBlock<Weight> block{w.first, w.count};
+    for (std::int64_t n = begin; n < end;) {
+      const int height = end - n >= kHeight ? kHeight : 1;
+      V sums[kHeight];
+      const float* const first = floats_.get() + n * columns_;
+      if (height == 1) {
+        dot_kernel<Weight, float, 1>(first, columns_, columns_, block, columns_, sums, 1);
+      } else {
+        dot_kernel<Weight, float, kHeight>(first, columns_, columns_, block, columns_, sums, 1);
+      }
+      for (int m = 0; m < height; ++m) {
+        f(n + m, sums[m]);
+      }
+      n += height;
+    }
+  }
+
+ private:
+  std::int64_t columns_ = 0;
+  Buffer<float> floats_;  // (rows, columns)
+};
+
+}  // namespace FUSED_RNN_LEVEL
+}  // namespace fused_rnn
