@@ -16,7 +16,7 @@ bfloat16: the weights alone are stored so, and all arithmetic is float32.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ def select_quantized(problem: Problem) -> Selection:
 
 
 def forward(
-    backend: Any,
+    backend: str,
     cell: str,
     inputs: Inputs,
     scales: Scales,
@@ -127,6 +127,6 @@ def forward(
     every_c: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Scan one layer in one direction; see :func:`scan_reference`. c may be missing, unasked."""
-    if backend is native:
+    if backend == native.name:
         return native.quantized_forward(cell, inputs, scales, batch_sizes, reverse, every_c)
     return scan_reference(cell, inputs, scales, batch_sizes, reverse)

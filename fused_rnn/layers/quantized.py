@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fused_rnn.backends import asked_for, native, transforms
 from fused_rnn.backends.quantized import Scales, quantize_rows
 from fused_rnn.backends.records import recording
+from fused_rnn.graph.onnx import onnx_quantized_stack, onnx_stack
 from fused_rnn.layers.options import Options
 from fused_rnn.scans.checks import Stack, check_batch_sizes, foreign, misfit
 from fused_rnn.scans.quantized import QuantizedScans, run_quantized
@@ -145,6 +146,8 @@ class Quantized(nn.RNNBase):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the layers in float32, whatever the type of x, in which the results are."""
         stack, rows = self._sizes(), self._weights()
+        if transforms.onnx_exports():
+            return self._run_in_onnx(stack, x, h0, c0, rows)
         reason = foreign(x, h0, c0, rows)
         if reason is None and x.dtype not in _INPUTS:
             reason = f"the input is {x.dtype}, not float32, float16 or bfloat16"
@@ -162,6 +165,22 @@ class Quantized(nn.RNNBase):
         operands = stack, x.float(), *states, rows, batch_sizes, n, self.dropout, self.training
         y, h_n, c_n = run(*operands)
         return y.to(x.dtype), h_n.to(x.dtype), c_n if c_n is None else c_n.to(x.dtype)
+
+    def _run_in_onnx(
+        self, stack: Stack, x: Tensor, h0: Tensor | None, c0: Tensor | None, rows: list[list[Any]]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if transforms.jit_traces():
+            reason = "by torch.onnx.export(dynamo=False), which has float layers only"
+        elif stack.proj_size or (self._stored == torch.int8 and stack.cell != "lstm"):
+            reason = "to ONNX, where int8 is an LSTM's without a projection"
+        elif x.dtype != torch.float32:
+            reason = f"to ONNX with an input that is {x.dtype}, not float32"
+        elif self._stored == torch.int8:
+            return onnx_quantized_stack(stack, x, h0, c0, rows, self._scales(), x.shape[1])
+        else:
+            wide = [[w.float() for w in row] for row in rows]
+            return onnx_stack(stack, x, h0, c0, wide, x.shape[1], self.dropout, self.training)
+        raise RuntimeError(f"{type(self).__name__}: this layer cannot be exported {reason}")
 
     def _options(
         self, input: Any, lengths: Tensor | None, resets: Tensor | None, every_state: bool

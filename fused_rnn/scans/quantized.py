@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_rnn.backends import Inputs, Problem, note, transforms
+from fused_rnn.backends import ANY_SIZE, Inputs, Problem, note, transforms, way_of
 from fused_rnn.backends.quantized import Scales, forward, select_quantized
 from fused_rnn.scans.checks import Row, Stack
 from fused_rnn.scans.stack import run_stack
@@ -31,7 +30,7 @@ class QuantizedScans:
 
     def __call__(
         self,
-        backend: Any,
+        backend: str,
         cell: str,
         inputs: Inputs,
         batch_sizes: Tensor | None,
@@ -70,9 +69,13 @@ def run_quantized(
     Args:
         cut: whether the sequences are what lengths and resets have left of a padded batch
     """
+    operands = stack, x, h0, c0, rows, batch_sizes, n, dropout, training
+    if torch.compiler.is_compiling():
+        name = _in_graph(stack.cell, x.device, x.dtype, rows[0][0].dtype)
+        return run_stack(*operands, [name] * stack.layers, scans)
     steps = x.shape[0] if batch_sizes is None else len(batch_sizes)
     ragged, i = batch_sizes is not None, stack.input_size
-    backends = []
+    names = []
     for layer in range(stack.layers):
         problem = Problem(
             stack.cell, x.device, x.dtype, steps, n, i, stack.hidden_size,
@@ -81,7 +84,17 @@ def run_quantized(
         )  # fmt: skip
         selection = select_quantized(problem)
         note(problem, selection, layer, stack.directions)
-        backends.append(selection.backend)
+        names.append(way_of(selection.backend))
         i = (stack.proj_size or stack.hidden_size) * stack.directions
-    operands = stack, x, h0, c0, rows, batch_sizes, n, dropout, training
-    return run_stack(*operands, backends, scans)
+    return run_stack(*operands, names, scans)
+
+
+@transforms.constant_in_graphs
+def _in_graph(cell: str, device: torch.device, dtype: torch.dtype, stored: torch.dtype) -> str:
+    """Return what runs a graph's layers: one op for each direction, or the reference, unrolled."""
+    # An exporter's own modes are active then.
+    transform = None if transforms.exporting() else transforms.active()
+    problem = Problem(
+        cell, device, dtype, ANY_SIZE, ANY_SIZE, 1, 1, 0, False, False, transform, stored=stored
+    )
+    return way_of(select_quantized(problem).backend)

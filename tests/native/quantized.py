@@ -47,7 +47,6 @@ def target() -> Target:
     flags = (*shipped_flags(), "-O1", *warnings, "-fPIC")
     units = [Unit(NATIVE / "quantized.cpp", flags), Unit(ROOT / "csrc/cpu/scratch.cpp", flags)]
     for level, (bytes_, registers, dot) in MODELS.items():
-        # As a level that has the instruction: without a scan for bfloat16, which is tested elsewhere.
         defines = [f"-DFUSED_RNN_LEVEL={level}", f"-DFUSED_RNN_VECTOR_BYTES={bytes_}"]
         defines += [f"-DFUSED_RNN_VECTOR_REGISTERS={registers}", f"-DFUSED_RNN_DOT={dot}"]
         units.append(Unit(NATIVE / "quantized_level.cpp", (*flags, *defines)))

@@ -21,8 +21,8 @@ class QuantizedScan {
         bands_(cut_into_bands(a, steps_, band_limit(a, s_.widest()))),
         members_(members),
         capacity_(std::min(steps_.total(), std::max(band_rows(bands_), kForwardChunkRows))),
-        x_rows_(capacity_, s_.I),
-        h_rows_(band_rows(bands_), s_.R),
+        x_rows_(capacity_, s_.I, is_far()),
+        h_rows_(band_rows(bands_), s_.R, is_far()),
         gates_x_(s_.slices * capacity_ * G * kW),
         state_(kHasState ? band_rows(bands_) * s_.Hp : 0) {
     for (Buffer<float>& h : h_) {
@@ -30,7 +30,7 @@ class QuantizedScan {
     }
     if (s_.P > 0) {
       unprojected_ = Buffer<float>(band_rows(bands_) * s_.Hp);
-      unprojected_rows_ = Rows_(band_rows(bands_), s_.H);
+      unprojected_rows_ = Rows_(band_rows(bands_), s_.H, is_far());
     }
   }
 
@@ -57,6 +57,11 @@ class QuantizedScan {
 
  private:
   static constexpr std::int64_t kRowsPerItem = 16;
+
+  bool is_far() const {
+    constexpr std::int64_t kCached = std::int64_t{3} << 20;
+    return G * s_.H * (s_.I + s_.R) > kCached;
+  }
 
   // Where a band's first sequence stands in a step, and where its h goes.
   struct Here {

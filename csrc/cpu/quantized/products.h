@@ -16,9 +16,14 @@ struct WeightRows {
   const float* scales;
 };
 
+constexpr std::int64_t kAheadRows = 16;
+
 // kHeight rows of integers times kLanes rows of the weight, as many at a time as there are registers
 // for; out[m] is row m's sums.
-template <class D, int kHeight>
+//
+// kAhead: what comes from memory is asked for kAheadRows rows before it is read. Rows of bytes are short:
+// each is over soon after the CPU has seen that it is read in order.
+template <class D, int kHeight, bool kAhead = false>
 void sum_products(const typename D::Integer* r, std::int64_t r_row,
                   const WeightRows<std::int8_t>& w, Sums* out) {
   constexpr int kW = static_cast<int>(kLanes<float>);
@@ -32,6 +37,13 @@ void sum_products(const typename D::Integer* r, std::int64_t r_row,
       rows[i] = w.first + std::min<std::int64_t>(first + i, w.count - 1) * w.columns;
     }
     const auto add = [&](std::int64_t k, const std::int8_t* const* from) {
+      constexpr std::int64_t kLine = 64;
+      if (kAhead && k % kLine == 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kAtOnce; ++i) {
+          __builtin_prefetch(from[i] + k + kAheadRows * w.columns);
+        }
+      }
       typename D::Row row[kHeight];
 #pragma GCC unroll 4
       for (int m = 0; m < kHeight; ++m) {
@@ -133,8 +145,10 @@ class IntegerRows {
   using V = Vec<float>;
 
   IntegerRows() = default;
-  IntegerRows(std::int64_t rows, std::int64_t columns)
-      : columns_(columns),
+  // `far`: whether the weights are more than caches hold.
+  IntegerRows(std::int64_t rows, std::int64_t columns, bool far)
+      : far_(far),
+        columns_(columns),
         stride_(ceil_div(columns, D::kStep) * D::kStep),
         integers_(rows * stride_),
         scales_(rows) {}
@@ -169,11 +183,14 @@ class IntegerRows {
       sum_products<D, 4>(first, stride_, w, sums);
     } else if (height == 2) {
       sum_products<D, 2>(first, stride_, w, sums);
+    } else if (far_) {
+      sum_products<D, 1, true>(first, stride_, w, sums);
     } else {
       sum_products<D, 1>(first, stride_, w, sums);
     }
   }
 
+  bool far_ = false;
   std::int64_t columns_ = 0, stride_ = 0;
   Buffer<typename D::Integer> integers_;  // (rows, stride)
   Buffer<RowScale> scales_;               // (rows,)
@@ -186,7 +203,8 @@ class FloatRows {
   using V = Vec<float>;
 
   FloatRows() = default;
-  FloatRows(std::int64_t rows, std::int64_t columns) : columns_(columns), floats_(rows * columns) {}
+  FloatRows(std::int64_t rows, std::int64_t columns, bool)
+      : columns_(columns), floats_(rows * columns) {}
 
   void prepare(std::int64_t n, const float* row) {
     std::memcpy(floats_.get() + n * columns_, row,

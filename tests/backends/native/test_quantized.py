@@ -33,7 +33,7 @@ def skip_unbuilt(level, stored):
 @each_level
 @pytest.mark.parametrize(("n", "i", "h"), SIZES)
 def test_sums_are_exact_and_the_same_to_the_bit(level, n, i, h):
-    # From h = 0 without biases a ReLU shows a sum times its scales, rounded to float32 once for each.
+    # From h = 0 without biases a ReLU shows a sum times its scales, each rounded once.
     skip_unbuilt(level, torch.int8)
     torch.manual_seed(i)
     inputs, _ = operands("rnn_relu", bias=False, n=n, i=i, h=h)
@@ -121,7 +121,7 @@ def test_each_step_is_the_specification(level, variant, stored, n, i, h, ragged,
         inputs = inputs._replace(x=torch.randn(int(batch_sizes.sum()), i))
     found = run(level, cell, inputs, scales, batch_sizes, reverse)
     y, c = steps_of(level, cell, inputs, scales, found, batch_sizes, reverse)
-    # A projection multiplies what was rounded to float32 in between: an integer may be the next one.
+    # A projection multiplies what was rounded to float32 before: an integer may be the next one.
     atol = 5e-3 if projected and stored == torch.int8 else 2e-6
     torch.testing.assert_close(found.y, y, rtol=2e-6, atol=atol)
     if c is not None:
@@ -129,7 +129,7 @@ def test_each_step_is_the_specification(level, variant, stored, n, i, h, ragged,
     ends = 0 if reverse else -1
     if not ragged:
         torch.testing.assert_close(found.h_n, found.y[ends], rtol=0, atol=0)
-    whole, h_n, c_n, _ = scan_reference(cell, inputs, scales, batch_sizes, reverse)
+    _, h_n, c_n, _ = scan_reference(cell, inputs, scales, batch_sizes, reverse)
     torch.testing.assert_close(found.h_n, h_n, rtol=0, atol=0.02)
     if c_n is not None:
         torch.testing.assert_close(found.c_n, c_n, rtol=0, atol=0.02)
