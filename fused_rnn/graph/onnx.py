@@ -107,7 +107,9 @@ def onnx_quantized_stack(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do as :func:`onnx_stack` for int8 weights by onnxruntime's own operator for them, an LSTM's.
 
-    It rounds inputs and states to 8 bits too, with a scale and an offset for a whole batch.
+    It rounds inputs and states to 8 bits too, with a scale and an offset for a whole batch. On a
+    CPU without instructions for int8 its sums of two products saturate at 16 bits, unless the
+    weights have 7, as they are written here.
 
     Args:
         scales: a :class:`~fused_rnn.backends.quantized.Scales` for each layer and direction
@@ -119,11 +121,13 @@ def onnx_quantized_stack(
         of_layer = slice(first, first + d)
         w, r, b = _weights(rows[of_layer], order)
         of_w, of_r = (
-            torch.stack([_sorted(s[i], order) for s in scales[of_layer]]) for i in range(2)
+            2 * torch.stack([_sorted(s[i], order) for s in scales[of_layer]]) for i in range(2)
         )
         zeros = torch.zeros_like(of_w, dtype=torch.int8)
         states = (s if s is None else s[of_layer] for s in (h0, c0))
-        turned = (t.transpose(1, 2).contiguous() for t in (w, r) if t is not None)
+        turned = (
+            (t.transpose(1, 2).float() / 2).round().to(torch.int8) for t in (w, r) if t is not None
+        )
         operands = x, *turned, b, None, *states, None, of_w, zeros, of_r, zeros
         y, *ends = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::DynamicQuantizeLSTM",
