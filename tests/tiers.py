@@ -114,6 +114,7 @@ APART = {
     "test_distributed.py": "starts processes that wait for each other",
     "benchmarks/test_benchmarks.py": "judges whether the machine is quiet",
     "benchmarks/test_options.py": "runs timed loops",
+    "benchmarks/test_quantized.py": "runs timed loops",
 }
 
 

@@ -36,6 +36,7 @@ from . import (
     layers,
     native,
     package,
+    quantized,
     scans,
     triton,
     tuning,
@@ -47,7 +48,11 @@ COPIES = ROOT / "build" / "mutants"
 PYTHON = (package, layers, graph, scans, backends, native, triton, tuning)
 # What is built into a copy's module comes last: the others' tests use the module as it is.
 ROOMS = (*PYTHON, cuda_stepwise, cuda_persistent, core, cpu)
-MUTANTS = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)
+MUTANTS = (
+    *quantized.PYTHON,
+    *(mutant for room in ROOMS for mutant in room.MUTANTS),
+    *quantized.KERNELS,
+)
 SECONDS = 600  # for the tests of one; one that hangs has been noticed
 NO_TESTS = 5  # pytest's exit status where all are left out
 INTERPRETED = "tests/backends/triton/test_kernels.py"  # whole file in Triton's interpreter
