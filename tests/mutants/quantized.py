@@ -24,13 +24,6 @@ PYTHON: tuple[Mutant, ...] = (
         _ARITHMETIC,
     ),
     Mutant(
-        "py-quantized-infinity-passes",
-        "fused_rnn/backends/quantized.py",
-        "finite = largest.isfinite()",
-        "finite = ~largest.isnan()",
-        _ARITHMETIC,
-    ),
-    Mutant(
         "py-quantized-projection-in-float",
         "fused_rnn/backends/quantized.py",
         "linear(_rounded(h.float(), weights.w_hr), numbers.w_hr)",

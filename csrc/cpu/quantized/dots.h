@@ -6,7 +6,7 @@
 // the sum of the row's integers taken off in the end. On the way the sums may wrap around, which
 // leaves their difference what it is: it has 32 bits (quantized.h).
 //
-//   Integer  what a row is prepared as
+//   Element  what a row is prepared as
 //   kStep    weights at a time
 //   kOffset  what weight() adds to each
 #pragma once
@@ -20,9 +20,45 @@ namespace FUSED_RNN_LEVEL {
 
 using Sums = Vec<std::uint32_t>;
 
+struct IntegerSums {
+  using Stored = std::int8_t;
+  using Lane = std::uint32_t;
+  using Sum = Sums;
+  static constexpr bool kExact = true;
+};
+
+// Of bfloat16 weights, in float32. Two of them are a lane: one is its upper half, the other shifted there.
+struct WideDot {
+  using Stored = BFloat16;
+  using Element = float;
+  using Lane = float;
+  using Sum = Vec<float>;
+  static constexpr bool kExact = false;
+  static constexpr std::int64_t kStep = 2 * kLanes<float>;
+  struct Weight {
+    Sum even, odd;
+  };
+  using Row = Weight;
+
+  FUSED_RNN_INLINE static Weight weight(const BFloat16* p) {
+    FloatBits pairs;
+    std::memcpy(&pairs, p, sizeof(pairs));
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return {same_bits<Sum>(pairs << 16), same_bits<Sum>(pairs & 0xffff0000u)};
+#else
+    return {same_bits<Sum>(pairs & 0xffff0000u), same_bits<Sum>(pairs << 16)};
+#endif
+  }
+  FUSED_RNN_INLINE static Row row(const float* p) { return {load(p), load(p + kLanes<float>)}; }
+  FUSED_RNN_INLINE static void add(Sum& sum, const Weight& w, const Row& r) {
+    sum += w.even * r.even;
+    sum += w.odd * r.odd;
+  }
+};
+
 // By the compiler alone.
-struct PlainDot {
-  using Integer = std::int16_t;
+struct PlainDot : IntegerSums {
+  using Element = std::int16_t;
   static constexpr std::int64_t kStep = 2 * kLanes<float>;
   static constexpr std::int32_t kOffset = 0;
   struct Weight {
@@ -41,7 +77,7 @@ struct PlainDot {
     return to;
   }
   FUSED_RNN_INLINE static Weight weight(const std::int8_t* p) { return pairs<Weight>(p); }
-  FUSED_RNN_INLINE static Row row(const Integer* p) { return pairs<Row>(p); }
+  FUSED_RNN_INLINE static Row row(const Element* p) { return pairs<Row>(p); }
   FUSED_RNN_INLINE static void add(Sums& sums, const Weight& w, const Row& r) {
     for (int i = 0; i < kLanes<float>; ++i) {
       sums[i] += static_cast<std::uint32_t>(w.even[i] * r.even[i] + w.odd[i] * r.odd[i]);
@@ -50,8 +86,8 @@ struct PlainDot {
 };
 
 #if defined(__SSE2__) && !defined(FUSED_RNN_TARGET) && FUSED_RNN_VECTOR_BYTES == 16
-struct Sse2Dot {
-  using Integer = std::int16_t;
+struct Sse2Dot : IntegerSums {
+  using Element = std::int16_t;
   static constexpr std::int64_t kStep = 8;
   static constexpr std::int32_t kOffset = 0;
   using Weight = __m128i;
@@ -61,7 +97,7 @@ struct Sse2Dot {
     const __m128i w = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
     return _mm_srai_epi16(_mm_unpacklo_epi8(w, w), 8);
   }
-  FUSED_RNN_INLINE static Row row(const Integer* p) {
+  FUSED_RNN_INLINE static Row row(const Element* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   }
   FUSED_RNN_INLINE static void add(Sums& sums, Weight w, Row r) {
@@ -74,8 +110,8 @@ struct Sse2Dot {
 #if FUSED_RNN_VECTOR_BYTES == 32
 // A weight's sign goes to the row, so that its magnitude, 128 at most, is the unsigned byte of vpmaddubsw:
 // with the row's 127 two products are 2 * 128 * 127 = 32512 at most.
-struct Avx2Dot {
-  using Integer = std::int8_t;
+struct Avx2Dot : IntegerSums {
+  using Element = std::int8_t;
   static constexpr std::int64_t kStep = 32;
   static constexpr std::int32_t kOffset = 0;
   struct Weight {
@@ -87,7 +123,7 @@ struct Avx2Dot {
     const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {w, _mm256_abs_epi8(w)};
   }
-  FUSED_RNN_INLINE static Row row(const Integer* p) {
+  FUSED_RNN_INLINE static Row row(const Element* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
   FUSED_RNN_INLINE static void add(Sums& sums, Weight w, Row r) {
@@ -96,8 +132,8 @@ struct Avx2Dot {
   }
 };
 #else
-struct Avx512Dot {
-  using Integer = std::int16_t;
+struct Avx512Dot : IntegerSums {
+  using Element = std::int16_t;
   static constexpr std::int64_t kStep = 32;
   static constexpr std::int32_t kOffset = 0;
   using Weight = __m512i;
@@ -106,7 +142,7 @@ struct Avx512Dot {
   FUSED_RNN_INLINE static Weight weight(const std::int8_t* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  FUSED_RNN_INLINE static Row row(const Integer* p) {
+  FUSED_RNN_INLINE static Row row(const Element* p) {
     return _mm512_loadu_si512(reinterpret_cast<const void*>(p));
   }
   FUSED_RNN_INLINE static void add(Sums& sums, Weight w, Row r) {
@@ -119,8 +155,8 @@ struct Avx512Dot {
 // By vpdpbusd, which adds the products of four unsigned bytes with four signed ones to each sum: I has
 // it for the level's vectors.
 template <class I>
-struct VnniDot {
-  using Integer = std::int8_t;
+struct VnniDot : IntegerSums {
+  using Element = std::int8_t;
   static constexpr std::int64_t kStep = FUSED_RNN_VECTOR_BYTES;
   static constexpr std::int32_t kOffset = 128;
   using Weight = Sums;
@@ -131,7 +167,7 @@ struct VnniDot {
     std::memcpy(&w, p, sizeof(w));
     return w ^ 0x80808080u;
   }
-  FUSED_RNN_INLINE static Row row(const Integer* p) {
+  FUSED_RNN_INLINE static Row row(const Element* p) {
     Sums r;
     std::memcpy(&r, p, sizeof(r));
     return r;

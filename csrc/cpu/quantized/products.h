@@ -18,62 +18,69 @@ struct WeightRows {
 
 constexpr std::int64_t kAheadRows = 16;
 
-// kHeight rows of integers times kLanes rows of the weight, as many at a time as there are registers
+// The products of a step: of as many prepared rows, at `r`, and rows of the weight as there are sums.
+template <class D, bool kAhead, int kHeight, int kRows>
+FUSED_RNN_INLINE void add_products(const typename D::Element* r, std::int64_t r_row, std::int64_t k,
+                                   const typename D::Stored* const* w, std::int64_t columns,
+                                   typename D::Sum (&sums)[kHeight][kRows]) {
+  constexpr std::int64_t kLine = 64 / sizeof(typename D::Stored);
+  if (kAhead && k % kLine == 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      __builtin_prefetch(w[i] + k + kAheadRows * columns);
+    }
+  }
+  typename D::Row row[kHeight];
+#pragma GCC unroll 4
+  for (int m = 0; m < kHeight; ++m) {
+    row[m] = D::row(r + m * r_row + k);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    const typename D::Weight weight = D::weight(w[i] + k);
+#pragma GCC unroll 4
+    for (int m = 0; m < kHeight; ++m) {
+      D::add(sums[m][i], weight, row[m]);
+    }
+  }
+}
+
+// kHeight prepared rows times kLanes rows of the weight, as many at a time as there are registers
 // for; out[m] is row m's sums.
 //
 // kAhead: what comes from memory is asked for kAheadRows rows before it is read. Rows of bytes are short:
 // each is over soon after the CPU has seen that it is read in order.
 template <class D, int kHeight, bool kAhead = false>
-void sum_products(const typename D::Integer* r, std::int64_t r_row,
-                  const WeightRows<std::int8_t>& w, Sums* out) {
+void sum_products(const typename D::Element* r, std::int64_t r_row,
+                  const WeightRows<typename D::Stored>& w, typename D::Sum* out) {
   constexpr int kW = static_cast<int>(kLanes<float>);
   constexpr int kAtOnce = std::min(kW, FUSED_RNN_VECTOR_REGISTERS / 2 / kHeight);
-  Sums sums[kHeight][kW];
+  typename D::Sum sums[kHeight][kW];
   for (int first = 0; first < kW; first += kAtOnce) {
-    Sums some[kHeight][kAtOnce] = {};
-    const std::int8_t* rows[kAtOnce];
+    typename D::Sum some[kHeight][kAtOnce] = {};
+    const typename D::Stored* rows[kAtOnce];
     for (int i = 0; i < kAtOnce; ++i) {
       // Rows past the last repeat it: their lanes belong to no hidden unit.
       rows[i] = w.first + std::min<std::int64_t>(first + i, w.count - 1) * w.columns;
     }
-    const auto add = [&](std::int64_t k, const std::int8_t* const* from) {
-      constexpr std::int64_t kLine = 64;
-      if (kAhead && k % kLine == 0) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kAtOnce; ++i) {
-          __builtin_prefetch(from[i] + k + kAheadRows * w.columns);
-        }
-      }
-      typename D::Row row[kHeight];
-#pragma GCC unroll 4
-      for (int m = 0; m < kHeight; ++m) {
-        row[m] = D::row(r + m * r_row + k);
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < kAtOnce; ++i) {
-        const typename D::Weight weight = D::weight(from[i] + k);
-#pragma GCC unroll 4
-        for (int m = 0; m < kHeight; ++m) {
-          D::add(some[m][i], weight, row[m]);
-        }
-      }
-    };
     std::int64_t k = 0;
     for (; k + D::kStep <= w.columns; k += D::kStep) {
-      add(k, rows);
+      add_products<D, kAhead>(r, r_row, k, rows, w.columns, some);
     }
     if (k < w.columns) {
-      // Past its end stands the next row, which meets zeros; past the last one there may be nothing.
-      std::int8_t copies[kAtOnce][D::kStep] = {};
-      const std::int8_t* from[kAtOnce];
+      // Past its end stands the next row, which meets zeros: that makes zero of any integer, not of a NaN.
+      // Past the last one there may be nothing.
+      typename D::Stored copies[kAtOnce][D::kStep] = {};
+      const typename D::Stored* from[kAtOnce];
       for (int i = 0; i < kAtOnce; ++i) {
         from[i] = rows[i];
-        if (w.end - (rows[i] + k) < D::kStep) {
-          std::memcpy(copies[i], rows[i] + k, static_cast<std::size_t>(w.columns - k));
+        if (!D::kExact || w.end - (rows[i] + k) < D::kStep) {
+          std::memcpy(copies[i], rows[i] + k,
+                      static_cast<std::size_t>(w.columns - k) * sizeof(typename D::Stored));
           from[i] = copies[i] - k;
         }
       }
-      add(k, from);
+      add_products<D, kAhead>(r, r_row, k, from, w.columns, some);
     }
     for (int m = 0; m < kHeight; ++m) {
       for (int i = 0; i < kAtOnce; ++i) {
@@ -82,7 +89,21 @@ void sum_products(const typename D::Integer* r, std::int64_t r_row,
     }
   }
   for (int m = 0; m < kHeight; ++m) {
-    out[m] = sum_lanes<std::uint32_t>(sums[m]);
+    out[m] = sum_lanes<typename D::Lane>(sums[m]);
+  }
+}
+
+template <class D>
+void sum_rows(int height, bool far, const typename D::Element* first, std::int64_t stride,
+              const WeightRows<typename D::Stored>& w, typename D::Sum* sums) {
+  if (height == 4) {
+    sum_products<D, 4>(first, stride, w, sums);
+  } else if (height == 2) {
+    sum_products<D, 2>(first, stride, w, sums);
+  } else if (far) {
+    sum_products<D, 1, true>(first, stride, w, sums);
+  } else {
+    sum_products<D, 1>(first, stride, w, sums);
   }
 }
 
@@ -95,11 +116,11 @@ struct RowScale {
 // The integers of a row of `columns` elements, with zeros up to a whole step: see quantize_rows in
 // fused_rnn/backends/quantized.py.
 template <class D>
-RowScale quantize_row(const float* x, std::int64_t columns, typename D::Integer* out) {
+RowScale quantize_row(const float* x, std::int64_t columns, typename D::Element* out) {
   using V = Vec<float>;
   using Integers = Vec<std::int32_t>;
-  typedef typename D::Integer Narrow
-      __attribute__((vector_size(kLanes<float> * sizeof(typename D::Integer))));
+  typedef typename D::Element Narrow
+      __attribute__((vector_size(kLanes<float> * sizeof(typename D::Element))));
   constexpr std::int64_t kW = kLanes<float>;
   // 1.5 * 2^23: what is added to it is rounded to an integer, half to even, in its lowest bits.
   constexpr float kRound = 12582912.0f, kLargest = 127.0f;
@@ -129,7 +150,7 @@ RowScale quantize_row(const float* x, std::int64_t columns, typename D::Integer*
   }
   const std::int64_t written = ceil_div(columns, kW) * kW,
                      padded = ceil_div(columns, D::kStep) * D::kStep;
-  std::fill(out + written, out + std::max(written, padded), typename D::Integer{});
+  std::fill(out + written, out + std::max(written, padded), typename D::Element{});
   std::int32_t total = 0;
   for (std::int64_t i = 0; i < kW; ++i) {
     total += sum[i];
@@ -165,7 +186,7 @@ class IntegerRows {
     for (std::int64_t n = begin; n < end;) {
       const int height = end - n >= 4 ? 4 : end - n >= 2 ? 2 : 1;
       Sums sums[4];
-      sum_height(height, n, w, sums);
+      sum_rows<D>(height, far_, integers_.get() + n * stride_, stride_, w, sums);
       for (int m = 0; m < height; ++m) {
         const RowScale of = scales_.get()[n + m];
         sums[m] -= static_cast<std::uint32_t>(D::kOffset * of.sum);
@@ -177,54 +198,43 @@ class IntegerRows {
   }
 
  private:
-  void sum_height(int height, std::int64_t n, const WeightRows<Weight>& w, Sums* sums) const {
-    const auto* const first = integers_.get() + n * stride_;
-    if (height == 4) {
-      sum_products<D, 4>(first, stride_, w, sums);
-    } else if (height == 2) {
-      sum_products<D, 2>(first, stride_, w, sums);
-    } else if (far_) {
-      sum_products<D, 1, true>(first, stride_, w, sums);
-    } else {
-      sum_products<D, 1>(first, stride_, w, sums);
-    }
-  }
-
   bool far_ = false;
   std::int64_t columns_ = 0, stride_ = 0;
-  Buffer<typename D::Integer> integers_;  // (rows, stride)
+  Buffer<typename D::Element> integers_;  // (rows, stride)
   Buffer<RowScale> scales_;               // (rows,)
 };
 
-// Rows of float32, copied, as they are multiplied with a bfloat16 weight.
+// Rows of float32, as they are multiplied with a bfloat16 weight: of each two vectors the elements at even
+// places come first, as WideDot has those of the weight.
 class FloatRows {
  public:
   using Weight = BFloat16;
   using V = Vec<float>;
 
   FloatRows() = default;
-  FloatRows(std::int64_t rows, std::int64_t columns, bool)
-      : columns_(columns), floats_(rows * columns) {}
+  FloatRows(std::int64_t rows, std::int64_t columns, bool far)
+      : far_(far),
+        columns_(columns),
+        stride_(ceil_div(columns, WideDot::kStep) * WideDot::kStep),
+        floats_(rows * stride_) {}
 
   void prepare(std::int64_t n, const float* row) {
-    std::memcpy(floats_.get() + n * columns_, row,
-                static_cast<std::size_t>(columns_) * sizeof(float));
+    constexpr std::int64_t kW = kLanes<float>;
+    float* const out = floats_.get() + n * stride_;
+    std::fill(out + columns_ / WideDot::kStep * WideDot::kStep, out + stride_, 0.0f);
+    for (std::int64_t k = 0; k < columns_; ++k) {
+      const std::int64_t place = k % WideDot::kStep;
+      out[k - place + place % 2 * kW + place / 2] = row[k];
+    }
   }
 
   template <class F>
   FUSED_RNN_INLINE void multiply(std::int64_t begin, std::int64_t end, const WeightRows<Weight>& w,
                                  F&& f) const {
-    constexpr int kHeight = FUSED_RNN_VECTOR_REGISTERS >= 32 ? 3 : 2;
-    const RowBlock<Weight> block{w.first, w.count};
     for (std::int64_t n = begin; n < end;) {
-      const int height = end - n >= kHeight ? kHeight : 1;
-      V sums[kHeight];
-      const float* const first = floats_.get() + n * columns_;
-      if (height == 1) {
-        dot_kernel<Weight, float, 1>(first, columns_, columns_, block, columns_, sums, 1);
-      } else {
-        dot_kernel<Weight, float, kHeight>(first, columns_, columns_, block, columns_, sums, 1);
-      }
+      const int height = end - n >= 4 ? 4 : end - n >= 2 ? 2 : 1;
+      V sums[4];
+      sum_rows<WideDot>(height, far_, floats_.get() + n * stride_, stride_, w, sums);
       for (int m = 0; m < height; ++m) {
         f(n + m, sums[m]);
       }
@@ -233,8 +243,9 @@ class FloatRows {
   }
 
  private:
-  std::int64_t columns_ = 0;
-  Buffer<float> floats_;  // (rows, columns)
+  bool far_ = false;
+  std::int64_t columns_ = 0, stride_ = 0;
+  Buffer<float> floats_;  // (rows, stride)
 };
 
 }  // namespace FUSED_RNN_LEVEL
