@@ -51,6 +51,8 @@ class QuantizedRNN(_Made, modules.RNN):
     """
 
 
+modules.loaded += [QuantizedLSTM, QuantizedGRU, QuantizedRNN]
+
 # What becomes what.
 QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
     nn.LSTM: QuantizedLSTM,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
@@ -33,6 +34,17 @@ def test_there_and_back(layer, source):
     assert [id(p) for p in module.parameters()] == [id(p) for p in parameters.values()]
     assert list(module.state_dict()) == list(parameters)
     torch.testing.assert_close(leaves(module(x)), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_whole_layers_are_loaded_safely(layer):
+    module = fused_rnn.quantize(getattr(nn, layer)(I, H))
+    torch.save(module, file := io.BytesIO())
+    file.seek(0)
+    with torch.serialization.safe_globals(fused_rnn.safe_globals()):
+        twin = torch.load(file, weights_only=True)
+    x = torch.randn(T, N, I)
+    torch.testing.assert_close(leaves(twin(x)), leaves(module(x)), rtol=0, atol=0)
 
 
 def test_options_come_back():
