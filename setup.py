@@ -80,6 +80,15 @@ class Build(BuildExtension):
 LEVELS = ("avx512", "avx2", "portable", "amx")
 
 
+# Of layers with int8 weights, beside a level those with its registers and instructions for them.
+QUANTIZED = {
+    "avx512": ("avx512", "avx512_vnni"),
+    "avx2": ("avx2", "avx_vnni"),
+    "portable": ("portable",),
+    "amx": (),
+}
+
+
 def levels() -> tuple[str, ...]:
     """Return the SIMD levels to build: all, or the one that FUSED_RNN_LEVEL names (make build)."""
     only = os.environ.get("FUSED_RNN_LEVEL", "")
@@ -97,6 +106,8 @@ CPU = CppExtension(
         *(f"csrc/cpu/variants/{level}.cpp" for level in levels() if level != "amx"),
         "csrc/cpu/variants/kernels.cpp",
         "csrc/variant_ops.cpp",
+        *(f"csrc/cpu/quantized/{name}.cpp" for level in levels() for name in QUANTIZED[level]),
+        "csrc/cpu/quantized/levels.cpp",
         "csrc/ops.cpp",
         "csrc/cpu/levels.cpp",
         "csrc/cpu/scratch.cpp",

@@ -35,6 +35,26 @@ inline CellKind checked_cell(const std::string& cell) {
   return CellKind::kLstm;
 }
 
+// A new tensor of this shape on x's device, of x's dtype or another. Straight to the allocator:
+// torch::stable::new_empty looks its operator up by name at each call.
+inline Tensor empty_like(const Tensor& x, const Sizes& shape,
+                         std::optional<torch::headeronly::ScalarType> type = std::nullopt) {
+  Sizes strides(shape.size(), 1);
+  for (std::size_t d = shape.size(); d-- > 1;) {
+    strides[d - 1] = strides[d] * shape[d];
+  }
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
+      static_cast<std::int32_t>(type.value_or(x.scalar_type())),
+      static_cast<std::int32_t>(x.device().type()), x.get_device_index(), &handle));
+  Tensor fresh(handle);
+  if (fresh.device().type() == torch::headeronly::DeviceType::CPU) {
+    poison(fresh.data_ptr(), static_cast<std::size_t>(fresh.numel()) * fresh.element_size());
+  }
+  return fresh;
+}
+
 // The operands of one layer and direction, checked, contiguous and kept alive while a kernel's
 // arguments point into them.
 struct Operands {
@@ -97,23 +117,9 @@ struct Operands {
     }
   }
 
-  // Straight to the allocator: torch::stable::new_empty looks its operator up by name at each call.
   Tensor empty(const Sizes& shape,
                std::optional<torch::headeronly::ScalarType> type = std::nullopt) const {
-    Sizes strides(shape.size(), 1);
-    for (std::size_t d = shape.size(); d-- > 1;) {
-      strides[d - 1] = strides[d] * shape[d];
-    }
-    AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
-        static_cast<std::int32_t>(type.value_or(x.scalar_type())),
-        static_cast<std::int32_t>(x.device().type()), x.get_device_index(), &handle));
-    Tensor fresh(handle);
-    if (fresh.device().type() == torch::headeronly::DeviceType::CPU) {
-      poison(fresh.data_ptr(), static_cast<std::size_t>(fresh.numel()) * fresh.element_size());
-    }
-    return fresh;
+    return empty_like(x, shape, type);
   }
   // Of what has so many features in every row.
   Sizes shape_of(std::int64_t features) const {

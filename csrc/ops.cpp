@@ -9,6 +9,7 @@
 
 #include "cpu/scratch.h"
 #include "marked_ops.h"
+#include "quantized_ops.h"
 
 namespace fused_rnn {
 namespace {
@@ -136,6 +137,38 @@ struct NoMarks {
   }
 };
 
+// y, h_n, c_n (LSTM; else empty), c (every step's; empty where not wanted)
+std::tuple<Tensor, Tensor, Tensor, Tensor> quantized_forward(std::string cell, Tensor x, Tensor h0,
+                                                             Maybe c0, Tensor w_ih, Maybe s_ih,
+                                                             Tensor w_hh, Maybe s_hh, Maybe b_ih,
+                                                             Maybe b_hh, Maybe w_hr, Maybe s_hr,
+                                                             Maybe batch_sizes, bool reverse,
+                                                             bool every_c) {
+  QuantizedArgs a{};
+  const CellKind kind = checked_cell(cell);
+  const QuantizedOperands in(kind, x, h0, c0, w_ih, s_ih, w_hh, s_hh, b_ih, b_hh, w_hr, s_hr,
+                             batch_sizes, a);
+  const bool lstm = kind == CellKind::kLstm;
+  std::array<Tensor, 4> out{empty_like(in.x, in.shape_of(in.R)), empty_like(in.x, {in.N, in.R}),
+                            empty_like(in.x, lstm ? Sizes{in.N, in.H} : Sizes{0}),
+                            empty_like(in.x, lstm && every_c ? in.shape_of(in.H) : Sizes{0})};
+  a.y = write(out[0]), a.h_n = write(out[1]), a.c_n = write(out[2]), a.c = write(out[3]);
+  a.reverse = reverse;
+  a.threads = static_cast<int>(torch::stable::get_num_threads());
+  a.parallel = parallel;
+  if (in.N > 0) {
+    cpu::quantized_level(a.stored).forward(a);
+  }
+  return {out[0], out[1], out[2], out[3]};
+}
+
+// The level that runs weights stored so.
+std::string quantized_level(torch::headeronly::ScalarType stored) {
+  return cpu::quantized_level(stored == torch::headeronly::ScalarType::Char ? Stored::kInt8
+                                                                            : Stored::kBFloat16)
+      .name;
+}
+
 std::string simd_level() { return cpu::level().name; }
 
 // The level that runs a dense problem.
@@ -162,6 +195,7 @@ std::int64_t saved_per_row(std::string cell, torch::headeronly::ScalarType dtype
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   define_ops(m);
   define_marked_ops(m);
+  define_quantized_ops(m);
   m.def("simd_level() -> str");
   m.def("simd_level_of(str cell, ScalarType dtype, int T, int N, int H, int P) -> str");
   m.def("saved_per_row(str cell, ScalarType dtype, int H) -> int");
@@ -171,10 +205,12 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
   implement_ops<Cpu>(m);
   implement_steps<Cpu>(m);
   implement_marked_ops<NoMarks>(m);
+  m.impl("quantized_forward", TORCH_BOX(&quantized_forward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CompositeExplicitAutograd, m) {
   m.impl("simd_level", TORCH_BOX(&simd_level));
+  m.impl("quantized_level", TORCH_BOX(&quantized_level));
   m.impl("simd_level_of", TORCH_BOX(&simd_level_of));
   m.impl("saved_per_row", TORCH_BOX(&saved_per_row));
 }

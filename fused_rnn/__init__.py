@@ -9,6 +9,8 @@ from fused_rnn.convert import Swap, convert, revert
 from fused_rnn.explain import Explanation, Row, explain
 from fused_rnn.importing import from_keras, from_onnx
 from fused_rnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, safe_globals
+from fused_rnn.quantize import dequantize, quantize
+from fused_rnn.quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN
 from fused_rnn.trials import Trial
 from fused_rnn.tune import Measured, Tuning, tune
 
@@ -20,6 +22,9 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "Measured",
+    "QuantizedGRU",
+    "QuantizedLSTM",
+    "QuantizedRNN",
     "RNNCell",
     "Row",
     "Swap",
@@ -28,10 +33,12 @@ __all__ = [
     "__version__",
     "available_backends",
     "convert",
+    "dequantize",
     "explain",
     "from_keras",
     "from_onnx",
     "functional",
+    "quantize",
     "revert",
     "safe_globals",
     "tune",

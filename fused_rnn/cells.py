@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,11 +86,16 @@ def lstm_gates(x: Tensor, h: Tensor, weights: Weights) -> LstmGates:
     return LstmGates(torch.sigmoid(a_i), torch.sigmoid(a_f), torch.tanh(a_g), torch.sigmoid(a_o))
 
 
+def lstm_after(gates: LstmGates, state: State) -> State:
+    """Return the state after a step whose gates these are, before a projection."""
+    i, f, g, o = gates
+    c = f * state.c + i * g  # new cell state
+    return State(o * torch.tanh(c), c)
+
+
 def lstm(x: Tensor, state: State, weights: Weights) -> State:
     """Apply one step of a long short-term memory."""
-    i, f, g, o = lstm_gates(x, state.h, weights)
-    c = f * state.c + i * g  # new cell state
-    h = o * torch.tanh(c)  # new hidden state
+    h, c = lstm_after(lstm_gates(x, state.h, weights), state)
     if weights.w_hr is not None:
         h = linear(h, weights.w_hr)  # projected to fewer features
     return State(h, c)
@@ -104,10 +109,15 @@ def gru_gates(x: Tensor, h: Tensor, weights: Weights) -> GruGates:
     return GruGates(r, torch.sigmoid(x_z + h_z), torch.tanh(x_n + r * h_n))
 
 
+def gru_after(gates: GruGates, state: State) -> State:
+    """Return the state after a step whose gates these are."""
+    _, z, n = gates
+    return State((1 - z) * n + z * state.h, None)
+
+
 def gru(x: Tensor, state: State, weights: Weights) -> State:
     """Apply one step of a gated recurrent unit."""
-    _, z, n = gru_gates(x, state.h, weights)
-    return State((1 - z) * n + z * state.h, None)
+    return gru_after(gru_gates(x, state.h, weights), state)
 
 
 def _activation(x: Tensor, h: Tensor, weights: Weights) -> Tensor:
@@ -119,9 +129,14 @@ def rnn_tanh_gates(x: Tensor, h: Tensor, weights: Weights) -> RnnGates:
     return RnnGates(torch.tanh(_activation(x, h, weights)))
 
 
+def rnn_after(gates: RnnGates, state: State) -> State:
+    """Return the state after a step whose one block of rows this is: it is that already."""
+    return State(gates.hidden, None)
+
+
 def rnn_tanh(x: Tensor, state: State, weights: Weights) -> State:
     """Apply one step of the plain recurrent network with tanh."""
-    return State(rnn_tanh_gates(x, state.h, weights).hidden, None)
+    return rnn_after(rnn_tanh_gates(x, state.h, weights), state)
 
 
 def rnn_relu_gates(x: Tensor, h: Tensor, weights: Weights) -> RnnGates:
@@ -131,7 +146,7 @@ def rnn_relu_gates(x: Tensor, h: Tensor, weights: Weights) -> RnnGates:
 
 def rnn_relu(x: Tensor, state: State, weights: Weights) -> State:
     """Apply one step of the plain recurrent network with ReLU."""
-    return State(rnn_relu_gates(x, state.h, weights).hidden, None)
+    return rnn_after(rnn_relu_gates(x, state.h, weights), state)
 
 
 @dataclass(frozen=True)
@@ -143,14 +158,16 @@ class Cell:
     has_cell_state: bool  # a second state, c, and with it the possibility of a projection
     step: Callable[[Tensor, State, Weights], State]
     gates_of: Callable[[Tensor, Tensor, Weights], LstmGates | GruGates | RnnGates]
+    # Given the gates and the state before; unprojected. Of plain cells alone.
+    after: Callable[[Any, State], State] | None = None
 
 
 CELLS: dict[str, Cell] = {
     cell.name: cell
     for cell in (
-        Cell("lstm", 4, True, lstm, lstm_gates),
-        Cell("gru", 3, False, gru, gru_gates),
-        Cell("rnn_tanh", 1, False, rnn_tanh, rnn_tanh_gates),
-        Cell("rnn_relu", 1, False, rnn_relu, rnn_relu_gates),
+        Cell("lstm", 4, True, lstm, lstm_gates, lstm_after),
+        Cell("gru", 3, False, gru, gru_gates, gru_after),
+        Cell("rnn_tanh", 1, False, rnn_tanh, rnn_tanh_gates, rnn_after),
+        Cell("rnn_relu", 1, False, rnn_relu, rnn_relu_gates, rnn_after),
     )
 }

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fused_rnn import modules
+from fused_rnn.quantized import QUANTIZED
 
 Table = dict[type[nn.Module], type[nn.Module]]
 _FUSED: Table = {
@@ -28,7 +29,7 @@ _FUSED: Table = {
 }
 _TORCH = {fused: torchs for torchs, fused in _FUSED.items()}
 _SHOWN = {cls: f"torch.nn.{cls.__name__}" for cls in _FUSED} | {
-    cls: f"fused_rnn.{cls.__name__}" for cls in _TORCH
+    cls: f"fused_rnn.{cls.__name__}" for cls in (*_TORCH, *QUANTIZED.values())
 }
 _NAMES = frozenset(cls.__name__ for cls in _FUSED)
 _ORIGIN = "_fused_rnn_origin"
@@ -136,12 +137,7 @@ def _swap(
 ) -> Model:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be a torch.nn.Module, got: {type(model).__name__}")
-    if report is True:
-        report = print
-    elif report is False:
-        report = None
-    if report is not None and not callable(report):
-        raise TypeError(f"report should be a function or True, got: {type(report).__name__}")
+    tell = reporter(report)
     swaps = []
     for name, module in model.named_modules():
         if not is_recurrent(module):
@@ -152,10 +148,24 @@ def _swap(
             module.__class__ = _counterpart(old, table)
         swaps.append(Swap(name, old, type(module) if reason is None else None, reason))
     # Only now, so that a report that raises can't leave a model half swapped.
-    if report is not None:
-        for swap in swaps:
-            report(swap)
+    for swap in swaps:
+        tell(swap)
     return model
+
+
+def reporter(report: Report | bool | None) -> Report:
+    """Return the function that a caller wants to be told by, one that does nothing if none.
+
+    Raises:
+        TypeError: if it is neither a function nor a bool.
+    """
+    if report is True:
+        return print
+    if report is None or report is False:
+        return lambda _: None
+    if not callable(report):
+        raise TypeError(f"report should be a function or True, got: {type(report).__name__}")
+    return report
 
 
 def is_recurrent(module: nn.Module) -> bool:
@@ -175,9 +185,11 @@ def _is_quantized(cls: type) -> bool:
 def reason_to_leave(module: nn.Module, table: Table = _FUSED) -> str | None:
     """Return None, or why a swap by ``table`` leaves a recurrent module alone."""
     cls = type(module)
-    base = _unparametrized(cls)
+    base = unparametrized(cls)
     if base in table.values():
         return f"it is of {_package(base)} already"
+    if base in QUANTIZED.values():
+        return "it is quantized, and fused_rnn.dequantize comes first"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by TorchScript, which has fixed its code"
     if _is_quantized(cls):
@@ -197,14 +209,14 @@ def _package(cls: type) -> str:
     return _SHOWN[cls].rpartition(".")[0]
 
 
-def _unparametrized(cls: type) -> type:
+def unparametrized(cls: type) -> type:
     """Return the class that parametrizations derived ``cls`` from, or ``cls`` itself."""
     return cls.__bases__[0] if cls.__module__ == parametrize.__name__ else cls
 
 
 def _counterpart(cls: type, table: Table) -> type:
     """Return what ``cls`` is to become; parametrizations' class is made anew on the other base."""
-    base = _unparametrized(cls)
+    base = unparametrized(cls)
     if base is cls:
         return table[cls]
     origin = vars(cls).get(_ORIGIN)
@@ -222,6 +234,6 @@ def _properties(cls: type) -> set[str]:
 
 
 def _shown(cls: type) -> str:
-    base = _unparametrized(cls)
+    base = unparametrized(cls)
     name = _SHOWN.get(base, f"{base.__module__}.{base.__qualname__}")
     return name if base is cls else f"{name} (parametrized)"

@@ -186,7 +186,8 @@ def _row(name: str, entry: Record) -> Row:
 def _why(entry: Record) -> str | None:
     """Return what was measured, where that decided."""
     assert entry.problem is not None
-    measured = tuned.measurement(entry.problem) if asked_for() is None else None
+    asked = asked_for() is not None or entry.problem.stored is not None
+    measured = None if asked else tuned.measurement(entry.problem)
     if measured is None or measured.way != entry.way:
         return None
     others = {w: s for w, s in measured.seconds.items() if w.partition(" ")[0] != entry.backend}

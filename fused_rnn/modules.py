@@ -446,6 +446,10 @@ class RNNCell(Cell, nn.RNNCell):
 _RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
 
 
+# The classes that whole layers are loaded as; those with int8 weights come in from above.
+loaded: list[type[nn.Module]] = [LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell]
+
+
 def safe_globals() -> list[Callable[..., nn.Module]]:
     r"""Return what :func:`torch.load` has to trust to load whole layers with ``weights_only=True``.
 
@@ -464,4 +468,4 @@ def safe_globals() -> list[Callable[..., nn.Module]]:
         ...     torch.load(file, weights_only=True)
         GRU(4, 8)
     """
-    return [LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell, rebuild]
+    return [*loaded, rebuild]

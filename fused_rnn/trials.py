@@ -173,6 +173,8 @@ def refusal(problem: Problem) -> str | None:
         return f"{problem.transform} needs torch's own operators"
     if problem.cell not in CELLS:
         return "variants of the cells have one kernel at most"
+    if problem.stored is not None:
+        return "layers with int8 or bfloat16 weights have one kernel"
     if problem.marked:
         return "one way alone goes by lengths and resets that the host has not read"
     if problem.dtype not in LIMITS:

@@ -15,8 +15,9 @@ TOPS = ("fused_rnn", "tests", "benchmarks")
 FLOORS = (
     ("__main__",),
     ("__init__",),
-    ("explain", "tune"),
+    ("explain", "tune", "quantize"),
     ("convert", "trials", "importing"),
+    ("quantized",),
     ("modules", "functional"),
     ("layers",),
     ("graph",),
@@ -83,7 +84,7 @@ def imports(path: Path) -> set[str]:
 
 
 def test_a_name_of_the_package_is_an_import_of_it():
-    assert imports(PACKAGE / "convert.py") == {"modules"}
+    assert imports(PACKAGE / "convert.py") == {"modules", "quantized"}
     assert imports(PACKAGE / "__main__.py") >= {"__init__", "scans.autograd", "backends", "cells"}
 
 

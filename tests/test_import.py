@@ -75,7 +75,8 @@ def test_public_names():
     assert set(fused_rnn.__all__) == {
         *MODULES, "functional", "convert", "revert", "use_backend", "available_backends", "explain",
         "Explanation", "Row", "Swap", "__version__", "safe_globals", "tune", "Measured", "Trial",
-        "Tuning",
+        "Tuning", "quantize", "dequantize", "QuantizedLSTM", "QuantizedGRU", "QuantizedRNN",
+        "from_keras", "from_onnx",
     }  # fmt: skip
     assert all(hasattr(fused_rnn, name) for name in fused_rnn.__all__)
     assert issubclass(fused_rnn.LSTM, nn.RNNBase)

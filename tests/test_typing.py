@@ -61,6 +61,21 @@ assert_type(fused_rnn.LSTMCell(4, 6, True, "cpu", torch.float32)(x[0], (h[0], c[
 assert_type(fused_rnn.GRUCell(4, 6)(x[0], h[0]), Tensor)
 assert_type(fused_rnn.RNNCell(4, 6, nonlinearity="relu").forward(x[0]), Tensor)
 
+small = fused_rnn.quantize(fused_rnn.LSTM(4, 6), dtype=torch.int8, keep=True, report=print)
+assert isinstance(small, fused_rnn.QuantizedLSTM)
+assert_type(small(x), tuple[Tensor, Pair])
+assert not isinstance(small, (fused_rnn.QuantizedGRU, fused_rnn.QuantizedRNN))
+fused_rnn.dequantize(small, report=True)
+
+
+Imported = fused_rnn.LSTM | fused_rnn.GRU | fused_rnn.RNN
+
+
+def imported(layer: object) -> None:
+    assert_type(fused_rnn.from_onnx("model.onnx", "node"), Imported)
+    assert_type(fused_rnn.from_keras(layer), Imported)
+
+
 
 class Tagger(nn.Module):
     def __init__(self, layer: nn.RNNBase) -> None:

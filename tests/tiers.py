@@ -70,6 +70,11 @@ CORE = {
     ),
     "graph/test_cpp.py::test_a_package_runs_in_python": Rule(NONE, "minutes to compile"),
     "graph/test_cpp.py::test_a_package_runs_without_python": Rule(NONE, "minutes to compile"),
+    "graph/test_quantized.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
+    "graph/test_quantized.py::test_compiled_to_one_graph": Rule(EACH_VALUE, _TRACED),
+    "graph/test_quantized.py::test_bfloat16_in_onnx": Rule(
+        NONE, "seconds to export; as float layers are, which test_onnx.py has"
+    ),
     "graph/test_earlier.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
     "backends/native/test_ops.py::test_opcheck": Rule(EACH_VALUE, _OPCHECK),
     "backends/native/test_ops.py::test_opcheck_of_strided_operands": Rule(EACH_VALUE, _OPCHECK),
@@ -118,6 +123,7 @@ APART = {
     "test_distributed.py": "starts processes that wait for each other",
     "benchmarks/test_benchmarks.py": "judges whether the machine is quiet",
     "benchmarks/test_options.py": "runs timed loops",
+    "benchmarks/test_quantized.py": "runs timed loops",
 }
 
 

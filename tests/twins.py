@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ def leaves(value: Any) -> list[torch.Tensor]:
 def states(module: nn.RNNBase, n: int | None, dtype: torch.dtype = torch.float32) -> Any:
     """Return initial states for a layer, without a batch dim if ``n`` is None."""
     lead = (module.num_layers * (2 if module.bidirectional else 1),) + (() if n is None else (n,))
-    like = {"dtype": dtype, "device": next(module.parameters()).device}
+    like = {"dtype": dtype, "device": next(chain(module.parameters(), module.buffers())).device}
     h = torch.randn(*lead, module.proj_size or module.hidden_size, **like)
     if module.mode != "LSTM":
         return h

@@ -111,6 +111,7 @@ class Problem(NamedTuple):
     layers: int = 1
     directions: int = 1
     width: int = 0  # of the first layer's input
+    stored: torch.dtype | None = None  # the weights', of a quantized layer; None: dtype
 
 
 class Backend(Protocol):

@@ -6,6 +6,7 @@ Slow, and right for every dtype, device and transform that plain torch is right 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from fused_rnn.variants import VariantWeights, cell_of
 
 name = "reference"
 checks_operands = False
+
+# What makes of a step's input, the state before it and its time the state after it.
+Step = Callable[[Tensor, State, int], State]
 
 # Kernels keep states and sums of these in float32, and so does the specification.
 _HALF = (torch.float16, torch.bfloat16)
@@ -47,8 +51,11 @@ def forward(
         state = _after(_step_of(cell, inputs), inputs.x, State(inputs.h0, inputs.c0), 0)
         y = state.h
     else:
-        steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
-        y = _in_time([step.h for step in steps], batch_sizes)
+        inputs = _widened(inputs)
+        steps, state = scan_steps(
+            partial(_after, _step_of(cell, inputs)), inputs, batch_sizes, reverse
+        )
+        y = in_time([step.h for step in steps], batch_sizes)
     return y.to(dtype), *_final(state, dtype), ()
 
 
@@ -61,9 +68,10 @@ def scan_states(
         - y, h_n, c_n as in :func:`forward`; c: (T, N, H), or (rows, H) for packed data
     """
     dtype = inputs.x.dtype
-    steps, state = _scan(cell, _widened(inputs), batch_sizes, reverse)
-    y = _in_time([step.h for step in steps], batch_sizes)
-    c = _in_time([step.c for step in steps if step.c is not None], batch_sizes)
+    inputs = _widened(inputs)
+    steps, state = scan_steps(partial(_after, _step_of(cell, inputs)), inputs, batch_sizes, reverse)
+    y = in_time([step.h for step in steps], batch_sizes)
+    c = in_time([step.c for step in steps if step.c is not None], batch_sizes)
     h_n, c_n = _final(state, dtype)
     return y.to(dtype), h_n, c_n, c.to(dtype)  # type: ignore[return-value]  # with a cell state
 
@@ -131,36 +139,34 @@ def _after(step: tuple[Any, ...], x: Tensor, state: State, t: int) -> State:
     return of_cell(x, state, VariantWeights(*others, *rows, t))
 
 
-def _in_time(steps: list[Tensor], batch_sizes: Tensor | None) -> Tensor:
+def in_time(steps: list[Tensor], batch_sizes: Tensor | None) -> Tensor:
+    """Return what every step left as y (T, N, R), or (rows, R) for packed data."""
     return torch.stack(steps) if batch_sizes is None else torch.cat(steps)
 
 
-def _scan(
-    cell: str, inputs: AnyInputs, batch_sizes: Tensor | None, reverse: bool
+def scan_steps(
+    step: Step, inputs: AnyInputs, batch_sizes: Tensor | None, reverse: bool
 ) -> tuple[list[State], State]:
     """Return the state after every step, in the order of time, and the final one."""
-    if batch_sizes is None:
-        states, final = _scan_dense(cell, inputs, reverse)
-    else:
-        states, final = _scan_packed(cell, inputs, batch_sizes, reverse)
+    scan = _scan_dense if batch_sizes is None else partial(_scan_packed, sizes=batch_sizes.tolist())
+    states, final = scan(step, inputs, reverse)
     return states[::-1] if reverse else states, final
 
 
-def _scan_dense(cell: str, inputs: AnyInputs, reverse: bool) -> tuple[list[State], State]:
-    state, step = State(inputs.h0, inputs.c0), _step_of(cell, inputs)
+def _scan_dense(step: Step, inputs: AnyInputs, reverse: bool) -> tuple[list[State], State]:
+    state = State(inputs.h0, inputs.c0)
     steps = list(enumerate(inputs.x.unbind(0)))
     states = []
     for t, x in reversed(steps) if reverse else steps:
-        state = _after(step, x, state, t)
+        state = step(x, state, t)
         states.append(state)
     return states, state
 
 
 def _scan_packed(
-    cell: str, inputs: AnyInputs, batch_sizes: Tensor, reverse: bool
+    step: Step, inputs: AnyInputs, reverse: bool, sizes: list[int]
 ) -> tuple[list[State], State]:
-    first, step = State(inputs.h0, inputs.c0), _step_of(cell, inputs)
-    sizes = batch_sizes.tolist()
+    first = State(inputs.h0, inputs.c0)
     steps = list(enumerate(inputs.x.split(sizes)))
     states, ended = [], []
     # Sequences stand longest first: forwards the last rows drop out, in reverse they come in.
@@ -172,7 +178,7 @@ def _scan_packed(
             state = _rows(state, 0, n)
         elif n > running:
             state = _join([state, _rows(first, running, n)])
-        state = _after(step, x, state, t)
+        state = step(x, state, t)
         states.append(state)
     return states, _join([state, *reversed(ended)])
 

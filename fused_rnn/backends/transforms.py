@@ -24,6 +24,7 @@ __all__ = [
     "TORCH_FUNC",
     "active",
     "constant_in_graphs",
+    "differentiates_forward",
     "exporting",
     "jit_traces",
     "may_break",
@@ -121,6 +122,14 @@ def active() -> str | None:
     if _is_tracing():
         return TRACING
     return None
+
+
+@constant_in_graphs
+def differentiates_forward() -> bool:
+    """Return whether forward-mode AD is active, under whatever else is."""
+    return forward_ad._current_level >= 0 or any(
+        interpreter.key() == TransformType.Jvp for interpreter in get_interpreter_stack() or ()
+    )
 
 
 def _is_only_counted() -> bool:

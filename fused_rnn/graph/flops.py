@@ -128,6 +128,11 @@ def _variant_backward(name: str, cell: str, x: Shape, *others: Any, **_: Any) ->
     return _node_backward(name, cell, x, *others[:7], *others[10:-1], needs)
 
 
+def _quantized_forward(cell: str, x: Shape, h0: Shape, c0: Any, *others: Any, **_: Any) -> int:
+    w_ih, _s_ih, w_hh, _s_hh, _b_ih, _b_hh, w_hr = others[:7]
+    return _forward(x, w_ih, w_hh, w_hr)
+
+
 def _variant_scan(
     cell: str, gates_x: Shape, h0: Shape, c0: Any, w_hh: Shape, b_hh: Any, w_hr: Any, *_: Any
 ) -> int:
@@ -162,6 +167,7 @@ def _register(counter: ModuleType) -> None:
         for way, formula in zip(("forward", "backward"), both, strict=True)
     }
     formulas.update((f"{name}_step", formula) for name, formula in _STEPS.items())
+    formulas["quantized_forward"] = _quantized_forward
     formulas |= {"variant_scan": _variant_scan, "variant_scan_backward": _variant_scan}
     for name, formula in formulas.items():
         # Without the module for CUDA, or without any, there are not all of them.

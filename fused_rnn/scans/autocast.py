@@ -18,7 +18,7 @@ from torch import Tensor
 from fused_rnn.backends import transforms
 from fused_rnn.scans.checks import Row, Stack
 
-__all__ = ["recast"]
+__all__ = ["autocast_dtype", "recast"]
 
 # What autocast casts: it leaves float64 as it is, and so do we.
 _CAST = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,7 +36,7 @@ def recast(
     """Do as ``run`` does, ``stack.run_stack`` or the like, in autocast's dtype."""
     kind = x.device.type
     floating = all(t is None or t.dtype in _CAST for t in chain((x, h0, c0), *rows))
-    dtype = _dtype_of(kind)
+    dtype = autocast_dtype(kind)
     if not floating or dtype is None:
         return run(stack, x, h0, c0, rows, *others)
     kept = [_or_float(h0), _or_float(c0)]
@@ -52,7 +52,7 @@ def recast(
 
 
 @transforms.constant_in_graphs
-def _dtype_of(kind: str) -> torch.dtype | None:
+def autocast_dtype(kind: str) -> torch.dtype | None:
     """Return what autocast casts to on a kind of device, or None where it does not."""
     # It raises when asked about a device that it does not know, such as meta.
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):

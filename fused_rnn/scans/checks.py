@@ -328,7 +328,7 @@ def check_cell(
     if (
         w_hh.shape == (rows, size)
         and w_ih.dim() == 2
-        and w_ih.shape[0] == rows  # len() takes microseconds
+        and len(w_ih) == rows
         and (b_ih is None or b_ih.shape == (rows,))
         and (b_hh is None or b_hh.shape == (rows,))
     ):

@@ -36,6 +36,7 @@ from . import (
     layers,
     native,
     package,
+    quantized,
     scans,
     triton,
     tuning,
@@ -48,7 +49,12 @@ COPIES = ROOT / "build" / "mutants"
 PYTHON = (package, layers, graph, scans, backends, native, triton, tuning, variants)
 # What is built into a copy's module comes last: the others' tests use the module as it is.
 ROOMS = (*PYTHON, cuda_stepwise, cuda_persistent, core, cpu)
-MUTANTS = (*(mutant for room in ROOMS for mutant in room.MUTANTS), *variants.KERNELS)
+MUTANTS = (
+    *quantized.PYTHON,
+    *(mutant for room in ROOMS for mutant in room.MUTANTS),
+    *quantized.KERNELS,
+    *variants.KERNELS,
+)
 SECONDS = 600  # for the tests of one; one that hangs has been noticed
 NO_TESTS = 5  # pytest's exit status where all are left out
 INTERPRETED = "tests/backends/triton/test_kernels.py"  # whole file in Triton's interpreter

@@ -23,7 +23,11 @@ ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "clang"
 PACKAGE = ROOT / "build" / "clang-package"
 SOURCES = ("csrc", "fused_rnn", "tests", "setup.py", "pyproject.toml")
-TESTS = ("tests/backends/test_kernels.py",)
+TESTS = (
+    "tests/backends/test_kernels.py",
+    "tests/backends/test_quantized.py",
+    "tests/variants/test_native.py",
+)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import time
 
 from fused_rnn import command
 
-from . import gates, persistent_backward, persistent_forward, plans
+from . import gates, persistent_backward, persistent_forward, plans, quantized
 from .build import UnbuildableError, bench_target, build, scalar_math_target
 from .simt.library import TOYS, stepwise_target, target
 
@@ -26,6 +26,7 @@ TARGETS = (
     lambda: scalar_math_target(gpu=True),
     lambda: target("toys", TOYS),
     plans.target,
+    quantized.target,
 )
 
 

@@ -93,7 +93,8 @@ def test_threads_make_no_difference(layer):
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(found[1], found[2], rtol=0, atol=0)
-    torch.testing.assert_close(found[0][0][0], found[1][0][0], rtol=1e-6, atol=1e-6)
+    # torch's products of the inputs depend on it.
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("layer", OPTIONS)

@@ -45,6 +45,9 @@ __all__ = [
     "marked_forward",
     "name",
     "plan",
+    "quantized_forward",
+    "quantized_missing",
+    "quantized_step",
     "saved",
     "scan_states",
     "simd_level",
@@ -63,6 +66,7 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _OLDEST_GPU = (7, 5)
 # Of the ops, beside the names of the cells: both directions at once, any cell, on GPUs only.
 _BOTH = "bidirectional"
+_QUANTIZED = "quantized"
 _FORWARD: dict[str, Any] = {}
 _BACKWARD: dict[str, Any] = {}
 _STEP: dict[str, Any] = {}
@@ -95,6 +99,9 @@ def plan(problem: Problem, together: bool = False, regardless: bool = False) -> 
         regardless: whether to say what a plan would be where persistent kernels are not wanted
     """
     if problem.device.type == "cpu" and available() is None:
+        if problem.stored is not None:
+            level = torch.ops.fused_rnn.quantized_level(problem.stored)
+            return f"{level}, {str(problem.stored).removeprefix('torch.')} weights"
         return _level_for(problem)
     if problem.device.type != "cuda" or cuda_missing() is not None:
         return None
@@ -137,6 +144,43 @@ def supports(problem: Problem) -> str | None:
     if problem.cell not in CELLS:
         return variants.supports(problem)
     return _refused_gpu(problem.device) if problem.device.type == "cuda" else None
+
+
+def quantized_missing(problem: Problem) -> str | None:
+    """Return None, or why no kernel takes a problem whose weights are int8 or bfloat16."""
+    if _missing is not None:
+        return _missing
+    if problem.device.type != "cpu":
+        return f"no kernel for {problem.stored} weights on device type {problem.device.type!r}"
+    if problem.transform not in (None, transforms.AUTOCAST, transforms.COUNTING):
+        return f"{problem.transform} needs torch's own operators"
+    return None
+
+
+def quantized_forward(
+    cell: str,
+    inputs: Inputs,
+    scales: tuple[Tensor | None, Tensor | None, Tensor | None],
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    every_c: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Scan one layer with int8 or bfloat16 weights; return y, h_n, c_n and every step's c."""
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr = inputs
+    s_ih, s_hh, s_hr = scales
+    y, h_n, c_n, c = _FORWARD[_QUANTIZED](
+        cell, x, h0, c0, w_ih, s_ih, w_hh, s_hh, b_ih, b_hh, w_hr, s_hr, batch_sizes, reverse,
+        every_c,
+    )  # fmt: skip
+    return y, h_n, None if c0 is None else c_n, c if every_c else None
+
+
+def quantized_step(
+    cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, *weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do as :func:`quantized_forward` without a choice, with weights as the op takes them."""
+    y, h_n, c_n, _ = _FORWARD[_QUANTIZED](cell, x, h0, c0, *weights, None, False, False)
+    return y, h_n, c_n
 
 
 def _refused_gpu(device: torch.device) -> str | None:
@@ -358,6 +402,8 @@ if _missing is None:
         _STEP[_cell] = getattr(torch.ops.fused_rnn, f"{_cell}_step").default
         fakes.register_step(f"fused_rnn::{_cell}_step")
     marked.register()
+    _FORWARD[_QUANTIZED] = torch.ops.fused_rnn.quantized_forward.default
+    fakes.register_quantized()
     _cuda_missing = _load_cuda()
     if _cuda_missing is None:
         _register(_BOTH)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["register", "register_step"]
+__all__ = ["register", "register_quantized", "register_step"]
 
 
 def register(name: str) -> None:
@@ -20,6 +20,23 @@ def register(name: str) -> None:
 def register_step(op: str) -> None:
     """Tell torch what an op of a single step returns: the states."""
     torch.library.register_fake(op, _lstm_step if op.endswith("lstm_step") else _simple_step)
+
+
+def register_quantized() -> None:
+    """Tell torch what the op of layers with int8 or bfloat16 weights returns."""
+    torch.library.register_fake("fused_rnn::quantized_forward", _quantized_forward)
+
+
+def _quantized_forward(cell: str, *args: Any) -> tuple[Tensor, ...]:
+    _check_devices(*args)
+    x, h0, c0 = args[:3]
+    every_c = args[-1] and c0 is not None
+    return (
+        x.new_empty((*x.shape[:-1], h0.shape[-1])),
+        h0.new_empty(h0.shape),
+        x.new_empty(0 if c0 is None else c0.shape),
+        x.new_empty((*x.shape[:-1], c0.shape[-1]) if every_c else 0),
+    )
 
 
 def _lstm_step(*args: Any) -> tuple[Tensor, Tensor]:
