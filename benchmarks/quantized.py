@@ -2,9 +2,9 @@
 
     python -m benchmarks.quantized [--threads 1] [--seconds 2] [--quick] [--json PATH]
 
-A call is a step from a given state, or a sequence of 50 steps. Each peer is timed while its weights
-are where its last call has left them: a stream that goes on. The errors are those of the outputs
-against float64, relative to their norm.
+A call is a step from a given state (onnxruntime's is from zeros), or a sequence of 50 steps. Each
+peer is timed while its weights are where its last call has left them: a stream that goes on. The
+errors are those of the outputs against float64, relative to their norm.
 """
 
 from __future__ import annotations
@@ -71,10 +71,8 @@ def _row(name: str, work: Work, settings: Settings) -> Row:
     modules = _modules(work.module)
     calls: dict[str, Callable[[], Any]] = {}
     for peer, module in modules.items():
-        if len(x) == 1 and hasattr(module, "step"):
-            calls[peer] = _stepper(module, x[0], *module.step(x[0])[1:])
-        else:
-            calls[peer] = lambda module=module: module(x)[0]
+        state = module(x)[1] if len(x) == 1 else None
+        calls[peer] = lambda module=module, state=state: module(x, state)[0]
     session = _onnx(work, settings.threads)
     if session is not None:
         calls["onnxruntime int8"] = session
@@ -84,10 +82,6 @@ def _row(name: str, work: Work, settings: Settings) -> Row:
         errors[peer] = ((y - expected).norm() / expected.norm()).item()
     sizes = {peer: _bytes(module) for peer, module in modules.items()}
     return Row(name, time_interleaved(calls, settings.device, settings.seconds), sizes, errors)
-
-
-def _stepper(module: Any, x: Tensor, state: Any) -> Callable[[], Any]:
-    return lambda: module.step(x, state)
 
 
 def _modules(base: nn.Module) -> dict[str, Any]:
