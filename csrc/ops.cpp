@@ -9,15 +9,11 @@
 
 #include "cpu/scratch.h"
 #include "marked_ops.h"
+#include "parallel.h"
 #include "quantized_ops.h"
 
 namespace fused_rnn {
 namespace {
-
-void parallel(int n, void (*body)(int, void*), void* context) {
-  torch::stable::parallel_for(
-      0, n, 1, [&](std::int64_t begin, std::int64_t) { body(static_cast<int>(begin), context); });
-}
 
 void fill(ScanArgs& a, const Operands& in, CellKind cell, bool reverse) {
   a.cell = cell;

@@ -10,30 +10,11 @@
 
 #include "cpu/variants/args.h"
 #include "operands.h"
+#include "parallel.h"
+#include "variant_options.h"
 
 namespace fused_rnn {
 namespace {
-
-void parallel(int n, void (*body)(int, void*), void* context) {
-  torch::stable::parallel_for(
-      0, n, 1, [&](std::int64_t begin, std::int64_t) { body(static_cast<int>(begin), context); });
-}
-
-VariantOptions options_of(const std::string& name) {
-  std::size_t end = name.find(';');
-  const CellKind cell = checked_cell(name.substr(0, end));
-  VariantOptions options(cell, static_cast<int>(gates_of(cell)));
-  while (end != std::string::npos) {
-    const std::size_t begin = end + 1;
-    end = name.find(';', begin);
-    const std::string option = name.substr(begin, end == std::string::npos ? end : end - begin);
-    const std::size_t equals = option.find('=');
-    STD_TORCH_CHECK(equals != std::string::npos &&
-                        options.take(option.substr(0, equals), option.substr(equals + 1)),
-                    "fused_rnn: cell should name options that there are, got ", name);
-  }
-  return options;
-}
 
 // The operands of a scan, checked, contiguous and kept alive.
 struct VariantOperands {
@@ -75,6 +56,8 @@ struct VariantOperands {
     extra = checked(extra_, "extra", {E + (o.norm ? GH : 0)}, x);
     STD_TORCH_CHECK(E == 0 || extra.has_value(), "fused_rnn: extra should have ", E, " values");
     mask = checked(mask_, "mask", {N, R}, x);
+    STD_TORCH_CHECK(!mask.has_value() || o.dropout > 0,
+                    "fused_rnn: mask goes with recurrent_dropout, got ", cell);
     if (draws_.has_value()) {
       STD_TORCH_CHECK(draws_->scalar_type() == ScalarType::Long && has_shape(*draws_, {N, 3}),
                       "fused_rnn: draws should be int64 of shape ", to_string({N, 3}), ", got ",
@@ -119,20 +102,7 @@ struct VariantOperands {
     a.parallel = parallel;
   }
 
-  Tensor empty(const Sizes& shape) const {
-    Sizes strides(shape.size(), 1);
-    for (std::size_t d = shape.size(); d-- > 1;) {
-      strides[d - 1] = strides[d] * shape[d];
-    }
-    AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
-        static_cast<std::int32_t>(gates_x.scalar_type()),
-        static_cast<std::int32_t>(gates_x.device().type()), gates_x.get_device_index(), &handle));
-    Tensor fresh(handle);
-    poison(fresh.data_ptr(), static_cast<std::size_t>(fresh.numel()) * fresh.element_size());
-    return fresh;
-  }
+  Tensor empty(const Sizes& shape) const { return empty_like(gates_x, shape); }
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(std::string cell, Tensor gates_x, Tensor h0,
@@ -159,13 +129,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(std::string cell, Tensor
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward(
     std::string cell, Tensor gates_x, Tensor h0, Maybe c0, Tensor w_hh, Maybe b_hh, Maybe w_hr,
-    Maybe extra, Maybe mask, Maybe draws, Maybe batch_sizes, bool reverse, Tensor y, Tensor saved,
-    Maybe dy, Maybe dh_n, Maybe dc_n, Maybe dc) {
+    Maybe extra, Maybe mask, Maybe draws, Maybe batch_sizes, bool reverse, Tensor saved, Maybe dy,
+    Maybe dh_n, Maybe dc_n, Maybe dc) {
   const VariantOperands in(cell, gates_x, h0, c0, w_hh, b_hh, w_hr, extra, mask, draws,
                            batch_sizes);
   const VariantKept kept(in.o, in.H, in.P);
   const Tensor& x = in.gates_x;
-  y = checked(y, "y", {in.rows, in.R}, x);
   saved = checked(saved, "saved", {in.rows, kept.total}, x);
   dy = checked(dy, "dy", {in.rows, in.R}, x);
   dh_n = checked(dh_n, "dh_n", {in.N, in.R}, x);
@@ -178,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward
   Tensor dextra = in.empty({in.E}), dbias = in.empty({in.o.own_bias() ? in.H : 0});
   VariantBackwardArgs a{};
   in.fill(a, reverse);
-  a.y = y.const_data_ptr(), a.saved = saved.const_data_ptr();
+  a.saved = saved.const_data_ptr();
   a.dy = read(dy), a.dh_n = read(dh_n), a.dc_n = read(dc_n), a.dc = read(dc);
   a.dgates = write(dgates), a.dsums = write(dsums), a.dproj = write(dproj), a.dh0 = write(dh0);
   a.dc0 = write(dc0), a.dextra = write(dextra), a.dbias = write(dbias);
@@ -204,7 +173,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
   m.def("variant_scan(" FUSED_RNN_OPERANDS
         "bool training, bool every_c) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("variant_scan_backward(" FUSED_RNN_OPERANDS
-        "Tensor y, Tensor saved, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc) -> "
+        "Tensor saved, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dc) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("variant_kept_per_row(str cell, int H, int P) -> int");
 }

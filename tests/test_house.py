@@ -37,6 +37,7 @@ KNOWN = {("backends.reference", "backends")}
 # Of csrc/, likewise; a file names what it includes from there.
 CSRC = (
     ("cuda/ops.cpp", "ops.cpp", "variant_ops.cpp"),
+    ("variant_options.h",),
     ("cuda/persistent",),
     ("cuda/stepwise",),
     ("cuda", "cpu"),

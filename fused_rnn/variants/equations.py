@@ -79,6 +79,11 @@ def _tanh(v: Variant, a: Tensor) -> Tensor:
     return torch.tanh(a) if v.activation == "tanh" else torch.relu(a)
 
 
+def _clipped(a: Tensor, limit: float) -> Tensor:
+    # No gradient from the limit on: of a value there nothing tells whether it was clipped.
+    return torch.where(a.abs() < limit, a, a.detach().clamp(-limit, limit))
+
+
 def _normed(v: Variant, a: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
     """Normalise what a product gave, if norms are on; add its bias."""
     if v.layer_norm is not None and gain is not None:
@@ -130,7 +135,7 @@ def lstm_gates(v: Variant, x: Tensor, state: State, w: VariantWeights) -> LstmGa
 def _new_c(v: Variant, gates: LstmGates, state: State) -> Tensor:
     assert state.c is not None
     c = gates.forget * state.c + gates.input * gates.candidate
-    return c if v.cell_clip is None else c.clamp(-v.cell_clip, v.cell_clip)
+    return c if v.cell_clip is None else _clipped(c, v.cell_clip)
 
 
 def lstm(v: Variant, x: Tensor, state: State, w: VariantWeights) -> State:
@@ -141,7 +146,7 @@ def lstm(v: Variant, x: Tensor, state: State, w: VariantWeights) -> State:
     if w.w_hr is not None:
         h = linear(h, w.w_hr)
     if v.proj_clip is not None:
-        h = h.clamp(-v.proj_clip, v.proj_clip)
+        h = _clipped(h, v.proj_clip)
     return _zoned(v, state, State(h, c), w)
 
 

@@ -158,7 +158,7 @@ KERNELS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "cpp-variants-any-option",
-        "csrc/variant_ops.cpp",
+        "csrc/variant_options.h",
         "equals != std::string::npos &&",
         "equals == std::string::npos ||",
         _NATIVE,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import locale
+import shutil
+import subprocess
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -93,7 +98,7 @@ def test_threads_make_no_difference(layer):
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(found[1], found[2], rtol=0, atol=0)
-    # torch's products of the inputs depend on it.
+    # The products of all steps at once are torch's, whose sums are cut by threads.
     torch.testing.assert_close(found[0], found[1])
 
 
@@ -116,10 +121,92 @@ def test_what_the_ops_refuse():
         ("gru;zoneout=0.1,0", torch.zeros(6, 13), torch.zeros(12, 4), "G.H features, G = 3"),
         ("gru;zoneout=0.1,0", torch.zeros(5, 12), torch.zeros(12, 4), "should have T.N rows"),
         ("gru;layer_norm=1e-5", torch.zeros(6, 12), torch.zeros(12, 4), "extra should have 12"),
+        ("gru;num_heads=0", torch.zeros(6, 12), torch.zeros(12, 4), "options that there are"),
+        ("gru;num_heads=1.5", torch.zeros(6, 12), torch.zeros(12, 4), "options that there are"),
+        ("gru;recurrent_activation=x", torch.zeros(6, 12), torch.zeros(12, 4), "that there are"),
+        ("gru;activation=elu", torch.zeros(6, 12), torch.zeros(12, 4), "options that there are"),
+        ("gru;input_forget=1", torch.zeros(6, 8), torch.zeros(8, 4), "options that there are"),
+        ("gru;zoneout=0.1x,0", torch.zeros(6, 12), torch.zeros(12, 4), "options that there are"),
+        ("gru;zoneout=0.1", torch.zeros(6, 12), torch.zeros(12, 4), "options that there are"),
         ("lstm;cell_clip=1", torch.zeros(6, 16), torch.zeros(16, 4), "c0 should be given"),
     ):
         with pytest.raises(RuntimeError, match=message):
             op(name, gates_x, h, None, w_hh, *rest)
+
+
+def test_a_mask_goes_with_its_option():
+    op = torch.ops.fused_rnn.variant_scan.default
+    h, rest = torch.zeros(2, 4), (None, None, torch.ones(2, 4), None, None, False, False, False)
+    with pytest.raises(RuntimeError, match="mask goes with recurrent_dropout"):
+        op("gru;num_heads=1", torch.zeros(6, 12), h, None, torch.zeros(12, 4), None, *rest)
+
+
+def test_numbers_are_read_the_same_in_any_locale(tmp_path, monkeypatch):
+    make_locale = shutil.which("localedef")
+    if make_locale is None:
+        pytest.skip("there is no localedef to make a locale with a decimal comma")
+    made = [make_locale, "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")]
+    if subprocess.run(made, capture_output=True, check=False).returncode:
+        pytest.skip("the sources of locales are not installed")
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    module, x = fused_rnn.LSTM(2, 3, cell_clip=0.25, zoneout=0.5).eval(), torch.randn(4, 2, 2)
+    expected, before = module(x)[0], locale.setlocale(locale.LC_NUMERIC)
+    locale.setlocale(locale.LC_NUMERIC, "de_DE.UTF-8")
+    try:
+        assert locale.localeconv()["decimal_point"] == ","
+        torch.testing.assert_close(module(x)[0], expected, rtol=0, atol=0)
+    finally:
+        locale.setlocale(locale.LC_NUMERIC, before)
+
+
+@pytest.mark.parametrize("name", ["cell_clip", "proj_clip"])
+def test_on_the_limit_the_gradient_is_zero(name):
+    size = 2 if name == "proj_clip" else 0
+    hard = {"recurrent_activation": "hard_sigmoid", "activation": "relu"}
+    module = fused_rnn.LSTM(1, 4, proj_size=size, **hard, **{name: 0.5}).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        # Gates wide open: c is the candidate, one half, and so is what of it is shown.
+        module.bias_ih_l0.copy_(torch.tensor([9.0, -9.0, 0.5, 9.0]).repeat_interleave(4))
+        if size:
+            module.weight_hr_l0[:, 0] = 1.0
+    x = torch.ones(1, 1, 1, dtype=torch.float64)
+    found, expected = (run(module, x, b) for b in ("native", "reference"))
+    close(found[0], expected[0], 0)
+    assert found[0][0].eq(0.5).all()
+    close(found[1], expected[1], 1e-12)
+
+
+def test_what_overflows_passes_where_zoneout_keeps():
+    torch.manual_seed(0)
+    module = fused_rnn.GRU(2, 16, zoneout=0.5)
+    x = torch.randn(1, 3, 2)
+    gradients = []
+    for backend in ("native", "reference"):
+        h0 = torch.zeros(1, 3, 16, requires_grad=True)
+        with fused_rnn.use_backend(backend):
+            torch.manual_seed(1)
+            y = module(x, h0)[0]
+        dy = torch.where(y == 0, torch.inf, 0.0)  # of units that keep their old value
+        gradients.append(torch.autograd.grad(y, h0, dy)[0])
+    assert gradients[0].isinf().any()
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("options", [{"reset_after": False}, {"recurrent_dropout": 0.5}], ids=str)
+def test_backward_takes_the_state_that_was_carried(options):
+    """In half precision y is the state rounded; what the gradient of z takes is not."""
+    torch.manual_seed(0)
+    module = fused_rnn.GRU(3, 8, **options).to(torch.bfloat16)
+    x, found = torch.randn(6, 4, 3).to(torch.bfloat16), []
+    for of in (module, copy.deepcopy(module).float()):
+        torch.manual_seed(1)
+        y = of(x.to(of.weight_hh_l0.dtype))[0]
+        found.append(torch.autograd.grad(y, list(of.parameters()), torch.ones_like(y)))
+    # The same arithmetic in float32, but for results, which are rounded once.
+    half, wide = found
+    close(half, [g.to(torch.bfloat16) for g in wide], 0)
 
 
 def test_native_takes_them():

@@ -8,8 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <string>
 
 #include "../../scan.h"
 
@@ -26,41 +24,6 @@ struct VariantOptions {
   VariantOptions() = default;
   VariantOptions(CellKind cell_, int gates_) : cell(cell_), gates(gates_) {}
 
-  // Takes one option, as the names of variants have it; false where there is none of this name.
-  bool take(const std::string& key, const std::string& value) {
-    char* rest = nullptr;
-    const double first = std::strtod(value.c_str(), &rest);
-    const auto next = [&] { return *rest == ',' ? std::strtod(rest + 1, &rest) : 0.0; };
-    if (key == "recurrent_dropout") {
-      dropout = first;
-    } else if (key == "zoneout") {
-      zoneout_h = first, zoneout_c = next();
-    } else if (key == "layer_norm") {
-      norm = true, eps = first;
-    } else if (key == "reset_after") {
-      reset_before = first == 0;
-    } else if (key == "recurrent_activation") {
-      hard = true;
-      rest = const_cast<char*>(value.c_str()) + value.find(',');
-      alpha = next(), beta = next();
-    } else if (key == "activation") {
-      relu = true;
-    } else if (key == "use_peepholes") {
-      peepholes = true;
-    } else if (key == "input_forget") {
-      coupled = true, gates -= 1;
-    } else if (key == "cell_clip") {
-      cell_clip = first;
-    } else if (key == "proj_clip") {
-      proj_clip = first;
-    } else if (key == "num_heads") {
-      heads = static_cast<int>(first);
-    } else {
-      return false;
-    }
-    return true;
-  }
-
   bool lstm() const { return cell == CellKind::kLstm; }
   bool gru() const { return cell == CellKind::kGru; }
   // What W_hh h is to the input's gates is not what it is to the gates: the two have gradients apart.
@@ -75,6 +38,7 @@ struct VariantKept {
   std::int64_t gates;                   // (4*H,) or (3*H,)
   std::int64_t c, c_kept;               // the new c, and what zoneout made of it
   std::int64_t sums, proj;              // before their norm (G*H,); before zoneout (P,)
+  std::int64_t past;                    // a GRU's h before the step, which is heard but for dropout
   std::int64_t total;
 
   VariantKept(const VariantOptions& o, std::int64_t H, std::int64_t P) {
@@ -88,6 +52,7 @@ struct VariantKept {
     c_kept = o.lstm() && o.zoneout_c > 0 ? room(H) : c;
     sums = room(o.norm ? o.gates * H : 0);
     proj = room(o.proj_clip > 0 ? P : 0);
+    past = o.gru() && o.dropout > 0 ? room(H) : heard;
     total = at;
   }
 };
@@ -123,7 +88,6 @@ struct VariantForwardArgs : VariantArgs {
 };
 
 struct VariantBackwardArgs : VariantArgs {
-  const void* y;  // (rows, R)
   const void* saved;
   const void* dy;    // (rows, R)    null: zero
   const void* dh_n;  // (N, R)       null: zero

@@ -160,8 +160,8 @@ class VariantBackward : VariantScan<T> {
       if (o_.proj_clip > 0) {
         const V h = load(kept(at) + kept_.proj + j, valid);
         const V limit = V{} + static_cast<T>(o_.proj_clip);
-        v = h > limit ? V{} : v;
-        v = h < -limit ? V{} : v;
+        v = h >= limit ? V{} : v;
+        v = h <= -limit ? V{} : v;
       }
       store<T>(of(a_.dproj) + at.row * R_ + j, v, valid);
     });
@@ -239,8 +239,8 @@ class VariantBackward : VariantScan<T> {
     const T* const state = before(at, kept_.c_kept, a_.c0, H_);
     const int f_at = o_.coupled ? 0 : 1;
     T* const out = gates_out(at) + f_at * H_;
-    const T* const peep_f = of(a_.peephole) + f_at * H_;
-    T* const dpeep_f = own(at) + ln_hh_ + 2 * ln_c_ + f_at * H_;
+    const T* const peep_f = o_.peepholes ? of(a_.peephole) + f_at * H_ : nullptr;
+    T* const dpeep_f = o_.peepholes ? own(at) + ln_hh_ + 2 * ln_c_ + f_at * H_ : nullptr;
     for_units<T>(H_, [&](std::int64_t j, std::int64_t valid) {
       const V i = load(gates + j, valid), f = load(gates + H_ + j, valid);
       const V g = load(gates + 2 * H_ + j, valid), past = load(state + j, valid);
@@ -288,17 +288,9 @@ class VariantBackward : VariantScan<T> {
     store<T>(to, load(to, valid) + v, valid);
   }
 
-  // h before the step is what was heard, but for dropout; y has it as it was.
-  const T* past_of(const Here& at) const {
-    if (at.n < steps_.batch(at.k - 1)) {
-      return of(a_.y) + (steps_.begin(at.k - 1) + at.n) * R_;
-    }
-    return of(a_.h0) + at.n * R_;
-  }
-
   void gru_row(const Here& at, const T* d) {
     const T* const gates = kept(at) + kept_.gates;
-    const T* const past = past_of(at);
+    const T* const past = kept(at) + kept_.past;
     T* const out = gates_out(at);
     T* const sums = sums_out(at);
     T* const pass = pass_.get() + at.n * R_;

@@ -120,6 +120,9 @@ class VariantForward : VariantScan<T> {
   void early_row(const Here& at) {
     const T* const heard = (a_.mask != nullptr ? heard_.get() : h_.get()) + at.n * R_;
     std::copy_n(heard, R_, kept(at) + kept_.heard);
+    if (kept_.past != kept_.heard) {
+      std::copy_n(h_.get() + at.n * R_, R_, kept(at) + kept_.past);
+    }
     settle(at, 0, o_.reset_before ? 2 : o_.gates);
     if (o_.lstm()) {
       lstm_row(at);
@@ -141,7 +144,7 @@ class VariantForward : VariantScan<T> {
     T* const c = s + kept_.c;
     T* const state = c_.get() + at.n * H_;
     const int f_at = o_.coupled ? 0 : 1;
-    const T* const peep_f = of(a_.peephole) + f_at * H_;
+    const T* const peep_f = o_.peepholes ? of(a_.peephole) + f_at * H_ : nullptr;
     for_units<T>(H_, [&](std::int64_t j, std::int64_t valid) {
       const V before = load(state + j, valid);
       V a_f = pre(at, f_at, j, valid), a_o = pre(at, f_at + 2, j, valid);
@@ -211,7 +214,7 @@ class VariantForward : VariantScan<T> {
       store<T>(gates + H_ + j, z, valid);
       store<T>(gates + 2 * H_ + j, n, valid);
       store<T>(gates + 3 * H_ + j, past, valid);
-      store<T>(now(at) + j, n + z * (load(h + j, valid) - n), valid);
+      store<T>(now(at) + j, (T{1} - z) * n + z * load(h + j, valid), valid);
     });
     finish(at);
   }
@@ -236,7 +239,7 @@ class VariantForward : VariantScan<T> {
     for_units<T>(H_, [&](std::int64_t j, std::int64_t valid) {
       const V n = this->squash(pre(at, 2, j, valid)), z = load(gates + H_ + j, valid);
       store<T>(gates + 2 * H_ + j, n, valid);
-      store<T>(now(at) + j, n + z * (load(h + j, valid) - n), valid);
+      store<T>(now(at) + j, (T{1} - z) * n + z * load(h + j, valid), valid);
     });
     finish(at);
   }

@@ -21,9 +21,10 @@ namespace cpu {
 const VariantKernels& variant_kernels() {
   static const VariantKernels* const picked = [] {
     const std::string_view name = level().name;
-    return name == "avx2"       ? &avx2::kVariants
-           : name == "portable" ? &portable::kVariants
-                                : &avx512::kVariants;
+    return name == "amx" || name == "avx512" ? &avx512::kVariants
+           : name == "avx2"                  ? &avx2::kVariants
+           : name == "portable"              ? &portable::kVariants
+                                             : nullptr;
   }();
   if (picked == nullptr) {
     throw std::runtime_error("fused_rnn was built without the variants' kernels for this level");

@@ -229,9 +229,15 @@ class VariantScan {
     const T kept = static_cast<T>(p), rest = static_cast<T>(1 - p);
     for_units<T>(units, [&](std::int64_t j, std::int64_t valid) {
       const V all = load(d + j, valid);
-      const V share = drawn ? load(keep + j, valid) : V{} + kept;
-      store<T>(old + j, all * share, valid);
-      store<T>(d + j, drawn ? all * (T{1} - share) : all * rest, valid);
+      if (!drawn) {
+        store<T>(old + j, all * kept, valid);
+        store<T>(d + j, all * rest, valid);
+        return;
+      }
+      // Chosen, not multiplied: zero times what overflowed is no zero.
+      const V keeps = load(keep + j, valid);
+      store<T>(old + j, keeps != V{} ? all : V{}, valid);
+      store<T>(d + j, keeps != V{} ? V{} : all, valid);
     });
   }
 

@@ -287,7 +287,7 @@ def backward(
     """See :meth:`fused_rnn.backends.Backend.backward`; dc: of every step's c."""
     if isinstance(inputs, VariantInputs):
         given = dy, dh_n, dc_n, dc
-        return variants.backward(cell, inputs, batch_sizes, reverse, y, saved, given, needs)
+        return variants.backward(cell, inputs, batch_sizes, reverse, saved, given, needs)
     x, h0, _, w_ih, w_hh, b_ih, b_hh, _ = inputs
     needed = needs if cell == "lstm" else (*needs[:2], *needs[3:7])
     mask = _mask(needed)

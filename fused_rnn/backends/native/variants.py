@@ -73,7 +73,6 @@ def backward(
     inputs: VariantInputs,
     batch_sizes: Tensor | None,
     reverse: bool,
-    y: Tensor,
     saved: tuple[Tensor, ...],
     given: tuple[Tensor | None, ...],
     needs: tuple[bool, ...],
@@ -91,7 +90,7 @@ def backward(
         gates_x = kept.new_empty(len(kept), wide.w_ih.shape[0])  # for its sizes alone
         dgates, dsums, dproj, dh0, dc0, dextra, dbias = _call(
             "variant_scan_backward", cell, gates_x, wide, batch_sizes, reverse
-        )(_flat(y.to(of_kept)), kept, _flat(dy), dh_n, dc_n, _flat(dc))
+        )(kept, _flat(dy), dh_n, dc_n, _flat(dc))
         dx, dw_ih, db_ih, dln_ih = _of_input(variant, wide, dgates, projected, needs)
         sums = dsums if len(dsums) == len(dgates) and dsums.dim() == 2 else dgates
         size = wide.h0.shape[1]
