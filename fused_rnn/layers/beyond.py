@@ -91,7 +91,9 @@ class Beyond(SingleSteps[State], Varied, Generic[State, PackedStates]):
             unexpected_keys,
             error_msgs,
         )
-        theirs = [k for k in unexpected_keys if k.removeprefix(prefix).startswith(PARAMETERS)]
+        # All modules of a model share the list: a name of another's has not this prefix, or a dot.
+        own = (k.removeprefix(prefix) for k in unexpected_keys if k.startswith(prefix))
+        theirs = [name for name in own if name.startswith(PARAMETERS) and "." not in name]
         if theirs:
             warnings.warn(
                 f"the state_dict is of a layer with options ({', '.join(theirs)}), which this one "

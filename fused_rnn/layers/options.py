@@ -100,6 +100,8 @@ class Options:
         if transforms.onnx_exports() and (self._cuts or self._every_state):
             return self._in_onnx(*operands, dropout, training)
         if transforms.jit_traces() and transforms.onnx_exports():
+            if stack.proj_size:
+                return "ONNX has no node with a projection, and a trace writes nodes alone"
             return onnx_stack(stack, x, h0, c0, rows, n, dropout, training)
         if torch.compiler.is_compiling():
             return self._in_graph(*operands, dropout, training)

@@ -50,13 +50,14 @@ class Varied(nn.RNNBase):
         if not variant.changed:
             return
         self._variants = variant.name(), variant._replace(recurrent_dropout=0.0).name()
-        for k, names in enumerate(self._all_weights):
-            self._vary_row(variant, k, names)
+        made = [self._vary_row(variant, k, names) for k, names in enumerate(self._all_weights)]
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._init_flat_weights()
-        self.reset_parameters()
+        if any(made):  # else the weights for a seed are the plain layer's
+            self.reset_parameters()
 
-    def _vary_row(self, variant: Variant, k: int, names: list[str]) -> None:
+    def _vary_row(self, variant: Variant, k: int, names: list[str]) -> bool:
+        """Make the parameters that are a variant's own or of other shape; return if any are."""
         layer, reverse = divmod(k, 2 if self.bidirectional else 1)
         size, heads = self.hidden_size, variant.num_heads
         rows, width = variant.gates * size, self.proj_size or size
@@ -65,13 +66,17 @@ class Varied(nn.RNNBase):
             for name, times in extra_sizes(variant).items()
         }
         names += anew
-        anew[names[1]] = (rows, width) if heads == 1 else (heads, rows // heads, width // heads)
+        if heads > 1:
+            anew[names[1]] = heads, rows // heads, width // heads
+        elif variant.input_forget:
+            anew[names[1]] = rows, width
         if variant.input_forget:
             anew[names[0]] = rows, self._parameters[names[0]].shape[1]
             anew |= dict.fromkeys(names[2:4] if self.bias else (), (rows,))
         like: Tensor = self._parameters[names[0]]  # type: ignore[assignment]
         for name, shape in anew.items():
             self.register_parameter(name, nn.Parameter(like.new_empty(shape)))
+        return bool(anew)
 
     def _variant(self) -> Variant | None:
         return None if self._variants is None else variant_of(self._variants[0])

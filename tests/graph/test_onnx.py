@@ -232,6 +232,14 @@ def test_variants_that_onnx_has(layer, options, dynamo, tmp_path):
         torch.testing.assert_close(run(file, (x,)), leaves(model(x)))
 
 
+@pytest.mark.parametrize("options", [{"recompute": True}, {"use_peepholes": True}], ids=str)
+def test_a_trace_has_no_projection(options, tmp_path):
+    model, x = fused_rnn.LSTM(3, 4, proj_size=2, **options).eval(), torch.randn(5, 2, 3)
+    message = "no node with a projection" if "use_peepholes" in options else "LSTMs with projection"
+    with pytest.raises(RuntimeError, match=message):
+        torch.onnx.export(model, (x,), tmp_path / "m.onnx", dynamo=False)
+
+
 @pytest.mark.parametrize("dynamo", EXPORTERS)
 def test_variants_that_onnx_has_not(dynamo, tmp_path):
     model, x = fused_rnn.LSTM(3, 4, layer_norm=True, use_peepholes=True), torch.randn(5, 2, 3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -102,6 +105,49 @@ def test_state_dicts():
         module.load_state_dict(plain.state_dict())
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_of_other_modules_are_not_a_layers():
+    model = nn.ModuleDict({"lstm": fused_rnn.LSTM(I, H), "ln": nn.LayerNorm(H)})
+    state = model.state_dict() | {"ln_f.weight": torch.ones(3), "lstm.ln_f.weight": torch.ones(3)}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not missing
+    assert unexpected == ["ln_f.weight", "lstm.ln_f.weight"]
+    alone = fused_rnn.LSTM(I, H)
+    alone.load_state_dict(alone.state_dict() | {"ln_f.weight": torch.ones(3)}, strict=False)
+
+
+@pytest.mark.parametrize("option", [{"recurrent_dropout": 0.3}, {"zoneout": 0.1}], ids=str)
+def test_weights_for_a_seed_are_the_plain_layers(option):
+    states = []
+    for options in ({}, option):
+        torch.manual_seed(0)
+        states.append(fused_rnn.LSTM(I, H, **options).state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer", OPTIONS)
+def test_copies(layer):
+    module, _ = make(layer, OPTIONS[layer])
+    x = torch.randn(T, N, I, dtype=torch.float64)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert repr(other) == repr(module)
+        torch.testing.assert_close(other.eval()(x), module.eval()(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer", OPTIONS)
+def test_batch_first_and_unbatched(layer):
+    module, _ = make(layer, OPTIONS[layer], num_layers=2)
+    turned, _ = make(layer, OPTIONS[layer], num_layers=2, batch_first=True)
+    turned.load_state_dict(module.state_dict())
+    module.eval()
+    turned.eval()
+    x = torch.randn(T, N, I, dtype=torch.float64)
+    y = module(x)[0]
+    torch.testing.assert_close(turned(x.transpose(0, 1))[0].transpose(0, 1), y)
+    for each in (module, turned):
+        torch.testing.assert_close(each(x[:, 1])[0], y[:, 1])
+
+
 def test_what_torch_has_no_place_for():
     model = nn.Sequential(fused_rnn.LSTM(I, H, layer_norm=True, zoneout=0.1))
     said = []
@@ -169,8 +215,7 @@ def test_exported(layer):
 
 @pytest.mark.parametrize("layer", OPTIONS)
 def test_autocast(layer):
-    names = [name for name in OPTIONS[layer] if name != "zoneout"]
-    module, _ = make(layer, names)
+    module, _ = make(layer, OPTIONS[layer])
     module.float().eval()
     x = torch.randn(T, N, I)
     with torch.autocast("cpu", torch.bfloat16):
