@@ -1,6 +1,6 @@
 """Variants of the cells as loops of torch's operators: what people write who have no such layer.
 
-As good ones do, they make what the input says to the gates by one product for all steps.
+Written with some care: what the input says to the gates is one product for all steps.
 """
 
 from __future__ import annotations

@@ -177,8 +177,9 @@ class GRU(Layers[Tensor, PackedSequence]):
             recurrent_activation, activation, num_heads: see :class:`LSTM`; zoneout is one
             probability
         reset_after: whether the reset gate applies to what the recurrent product gives, as in
-            :class:`torch.nn.GRU`, or, as in Cho et al. 2014 (arXiv:1406.1078), to what it takes.
-            Default: ``True``
+            :class:`torch.nn.GRU`, or, as in Cho et al. 2014 (arXiv:1406.1078), to what it takes;
+            with ``layer_norm`` the candidate then has a norm of its own, as in Ba et al. 2016, and
+            by default one is of all three. Default: ``True``
 
     Inputs: input, h_0, lengths, resets, return_states
         * **input**: tensor of shape :math:`(L, H_{in})`, :math:`(L, N, H_{in})`, or

@@ -75,7 +75,9 @@ def from_onnx(model: Any, node: str | None = None) -> Layer:
     coupled = bool(attributes.get("input_forget", 0)) and found.op_type == "LSTM"
     if coupled:
         options["input_forget"] = True
-        if options["recurrent_activation"] not in ("sigmoid", ("hard_sigmoid", 0.2, 0.5)):
+        # beta, what a hard sigmoid is at zero: one minus it is that of the turned signs.
+        gate = options["recurrent_activation"]
+        if gate != "sigmoid" and gate[2] != 0.5:
             raise ValueError("input_forget goes with gates that are one half at zero")
     weights = []
     for k in range(len(w)):

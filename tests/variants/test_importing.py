@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -52,6 +55,15 @@ HARD = ["HardSigmoid", "Relu"]
         ("LSTM", {"directions": 2, "peepholes": True}),
         ("LSTM", {"input_forget": 1, "peepholes": True}),
         ("LSTM", {"bias": False, "activations": [*HARD, "Relu"]}),
+        (
+            "LSTM",
+            {
+                "input_forget": 1,
+                "activations": ["HardSigmoid", "Tanh", "Tanh"],
+                "activation_alpha": [0.3],
+                "activation_beta": [0.5],
+            },
+        ),
         ("GRU", {"linear_before_reset": 1}),
         ("GRU", {"directions": 2, "linear_before_reset": 0}),
         ("GRU", {"activations": HARD, "activation_alpha": [0.3], "activation_beta": [0.4]}),
@@ -146,6 +158,7 @@ def test_what_keras_has_and_layers_have_not():
     module = fused_rnn.GRU(I, H)
     for config, message in (
         ({"go_backwards": True}, "go_backwards has no counterpart"),
+        ({"stateful": True}, "stateful has no counterpart"),
         ({"activation": "elu"}, "activation should be 'tanh' or 'relu', got: 'elu'"),
         ({"recurrent_activation": "relu"}, "recurrent_activation should be 'sigmoid' or 'hard"),
     ):
@@ -157,6 +170,31 @@ def test_what_keras_has_and_layers_have_not():
         fused_rnn.from_keras(Stub([]))
     with pytest.raises(ValueError, match="should be built"):
         fused_rnn.from_keras(type("GRU", (Stub,), {})([]))
+
+
+@pytest.mark.parametrize(
+    ("module", "version", "expected"),
+    [
+        ("keras.src.layers.rnn.gru", "3.5.0", "hard_sigmoid"),
+        ("keras.src.layers.rnn.gru", "2.15.0", ("hard_sigmoid", 0.2, 0.5)),
+        ("tf_keras.src.layers.rnn.gru", "2.16.0", ("hard_sigmoid", 0.2, 0.5)),
+    ],
+)
+def test_hard_sigmoids_of_two_generations(module, version, expected, monkeypatch):
+    root = module.split(".")[0]
+    monkeypatch.setitem(sys.modules, root, SimpleNamespace(__version__=version))
+    given = fused_rnn.GRU(I, H, batch_first=True, recurrent_activation=expected)
+    # No word of reset_after: of a Keras that had no such option.
+    given_before = fused_rnn.GRU(
+        I, H, batch_first=True, recurrent_activation=expected, reset_after=False
+    )
+    layer = stub("GRU", given, recurrent_activation="hard_sigmoid", reset_after=True)
+    type(layer).__module__ = module
+    assert repr(fused_rnn.from_keras(layer)) == repr(given)
+    before = stub("GRU", given, reset_after=False)
+    before.config = {"recurrent_activation": "hard_sigmoid"}
+    type(before).__module__ = module
+    assert repr(fused_rnn.from_keras(before)) == repr(given_before)
 
 
 @pytest.mark.parametrize("both", [False, True])
