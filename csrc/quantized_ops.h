@@ -62,9 +62,8 @@ struct QuantizedOperands {
                     to_string(sizes_of(x)));
     STD_TORCH_CHECK(H > 0 && w_hh.size(0) == G * H, "fused_rnn: w_hh should have G*H rows, G = ", G,
                     ", got ", w_hh.size(0));
-    STD_TORCH_CHECK(std::max({I, H, R}) <= kMostColumns,
-                    "fused_rnn: x and h should have at most ", kMostColumns, " features, got ",
-                    std::max({I, H, R}));
+    STD_TORCH_CHECK(std::max({I, H, R}) <= kMostColumns, "fused_rnn: x and h should have at most ",
+                    kMostColumns, " features, got ", std::max({I, H, R}));
     lead = packed ? Sizes{x.size(0)} : Sizes{x.size(0), N};
     Sizes x_shape = lead;
     x_shape.push_back(I);
