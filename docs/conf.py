@@ -45,7 +45,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|collections|typing|contextlib|types|os)(\..*)?"),
     ("py:.*", r"(Any|Callable|Sequence|Iterator|Tensor|Module|PackedSequence|Protocol|NamedTuple)"),
     ("py:.*", "PathLike"),
-    ("py:.*", r"(fused_rnn\.convert\.)?(Row|Report|Model|TracebackType|Self|optional)"),
+    ("py:.*", r"(fused_rnn\.(convert|quantize)\.)?(Row|Report|Model|TracebackType|Self|optional)"),
     ("py:attr", r"(model|module)"),
     ("py:class", r"fused_rnn\.layers\.(step\.State|beyond\.PackedStates)"),  # type variables
+    ("py:class", r"fused_rnn\.backends\.base\.VariantInputs"),
 ]

@@ -173,9 +173,9 @@ class GRU(Layers[Tensor, PackedSequence]):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional:
             see :class:`torch.nn.GRU`
-        learn_initial_state, recompute, recurrent_dropout, zoneout, layer_norm, norm_eps,
-            recurrent_activation, activation, num_heads: see :class:`LSTM`; zoneout is one
-            probability
+        learn_initial_state, recompute, recurrent_dropout: see :class:`LSTM`
+        zoneout: see :class:`LSTM`; one probability
+        layer_norm, norm_eps, recurrent_activation, activation, num_heads: see :class:`LSTM`
         reset_after: whether the reset gate applies to what the recurrent product gives, as in
             :class:`torch.nn.GRU`, or, as in Cho et al. 2014 (arXiv:1406.1078), to what it takes;
             with ``layer_norm`` the candidate then has a norm of its own, as in Ba et al. 2016, and
