@@ -24,7 +24,7 @@ class QuantizedLSTM(_Made, modules.LSTM):
     r"""An LSTM for inference whose weights are int8 or bfloat16: see :func:`fused_rnn.quantize`.
 
     Calls, inputs and outputs are those of :class:`fused_rnn.LSTM`; there are no gradients, and no
-    :meth:`gates`.
+    ``gates()``.
 
     Examples::
 
@@ -39,7 +39,7 @@ class QuantizedGRU(_Made, modules.GRU):
     r"""A GRU for inference whose weights are int8 or bfloat16: see :func:`fused_rnn.quantize`.
 
     Calls, inputs and outputs are those of :class:`fused_rnn.GRU`; there are no gradients, and no
-    :meth:`gates`.
+    ``gates()``.
     """
 
 
@@ -47,7 +47,7 @@ class QuantizedRNN(_Made, modules.RNN):
     r"""An RNN for inference whose weights are int8 or bfloat16: see :func:`fused_rnn.quantize`.
 
     Calls, inputs and outputs are those of :class:`fused_rnn.RNN`; there are no gradients, and no
-    :meth:`gates`.
+    ``gates()``.
     """
 
 
