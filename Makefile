@@ -71,7 +71,7 @@ PYTEST = $(PYTHON) -m pytest $$($(PYTHON) -c "import xdist" 2> /dev/null && \
 demo: build
 	$(PYTHON) examples/language_model.py --cell $(CELL) --out demo.png $(ARGS)
 
-# What has to hold for every commit; tests/tiers.py says what that is. Five minutes on two cores.
+# What has to hold for every commit; tests/tiers.py says what that is. Ten minutes on two slow cores.
 # TORCH=2.14.1: under that torch.
 test: test-libraries
 	$(PYTEST) --core $(ARGS)
@@ -175,7 +175,7 @@ cuda: $(BUILDER_READY)
 	@FUSED_RNN_CUDA=only $(BUILDER) setup.py -q build_ext --inplace > build/log-cuda.txt 2>&1 || \
 	  { tail -n 40 build/log-cuda.txt; exit 1; }
 
-# All SIMD levels take about two minutes on two cores, one alone (LEVEL=avx512) half of one; each
+# All SIMD levels take about three minutes on two cores, one alone (LEVEL=avx512) half of one; each
 # file of csrc/cpu is compiled again only where it has changed.
 build: $(NATIVE) | $(READY)
 
