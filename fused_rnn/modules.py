@@ -435,6 +435,9 @@ class RNNCell(Cell, nn.RNNCell):
         """Run one step."""
         if torch.compiler.is_compiling():
             return self._in_graph(input, hx)
+        after = self._by_operator(input, hx)
+        if after is not None:
+            return after
         state = self._step(_RNN_CELLS.get(self.nonlinearity), input, hx, None, hx is None)
         return self._not_fitting(input, hx) if state is None else state[0]
 
