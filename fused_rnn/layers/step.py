@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
 from torch.nn.functional import dropout as drop
 
-from fused_rnn.backends import TORCH, asked_for, transforms
+from fused_rnn.backends import TORCH, asked_for, only_rules, transforms
+from fused_rnn.scans.checks import Stack, expected_shapes
 from fused_rnn.scans.stack import run_cell
 
 __all__ = ["SingleSteps", "State"]
+
+_OPERATORS = {"RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
 
 # The state of a layer: a tensor h, of an LSTM a pair h, c.
 State = TypeVar("State")
@@ -27,6 +31,7 @@ class SingleSteps(nn.RNNBase, Generic[State]):
 
         def _states(self, hx: Any) -> tuple[Tensor | None, Tensor | None] | None: ...
         def _weights(self) -> list[list[Any]]: ...
+        def _sizes(self) -> Stack: ...
         def _learned_for(self, n: int | None) -> Any: ...
 
         _variants: tuple[str, str] | None
@@ -94,19 +99,47 @@ class SingleSteps(nn.RNNBase, Generic[State]):
 
         What is checked and chosen for a sequence takes longer than a step of few sequences.
         """
-        if self.bidirectional or not isinstance(input, Tensor) or input.is_nested:
-            return None
-        if self._variants is not None:
-            return None
-        # To a trace sizes are no numbers; and who asks for torch.nn's layers shall get these.
-        if transforms.jit_traces() or asked_for() == TORCH:
+        if self.bidirectional or self._variants is not None or not isinstance(input, Tensor):
             return None
         rank = input.dim()
+        # To a trace sizes are no numbers.
+        if rank not in (2, 3) or input.is_nested or transforms.jit_traces():
+            return None
         time = 1 if self.batch_first and rank == 3 else 0
-        if rank not in (2, 3) or input.shape[time] != 1:
+        if input.shape[time] != 1:
+            return None
+        if rank == 3 and self.mode in _OPERATORS:
+            plain = self._step_by_operator(input, hx)
+            if plain is not None:
+                return plain
+        if asked_for() == TORCH:  # who asks for torch.nn's layers shall get these
             return None
         result = self._step_by_cells(input.select(time, 0), hx)
         return result if result is None else (result[0].unsqueeze(time), result[1])
+
+    def _step_by_operator(self, x: Tensor, h: Any) -> tuple[Tensor, Tensor] | None:
+        """Run a plain RNN that trains by torch's operator for all of it, or return None.
+
+        What :func:`run_cell` comes to in each layer if nobody has asked for something else. The
+        checks are those that torch.nn makes, and of the weights, each no longer than it must be: a
+        tenth of the time of a short step is theirs.
+        """
+        if not torch.is_grad_enabled() or not only_rules() or transforms.active() is not None:
+            return None
+        layers, size, n = self.num_layers, self.hidden_size, x.shape[0 if self.batch_first else 1]
+        if h is None:
+            h = x.new_zeros(layers, n, size)
+        elif not isinstance(h, Tensor) or h.shape != (layers, n, size):
+            return None
+        weights = [*chain.from_iterable(self._weights())]
+        shapes = chain.from_iterable(expected_shapes(*self._sizes()))
+        if [getattr(w, "shape", None) for w in weights] != list(shapes):
+            return None
+        first = weights[0]
+        if not first.requires_grad or x.shape[2] != self.input_size or x.dtype is not first.dtype:
+            return None
+        how = self.bias, layers, self.dropout, self.training, False, self.batch_first
+        return _OPERATORS[self.mode](x, h, weights, *how)
 
     def _step_by_cells(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         """Run one cell for each layer; return None where the operands do not plainly fit."""
