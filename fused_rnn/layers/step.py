@@ -135,8 +135,9 @@ class SingleSteps(nn.RNNBase, Generic[State]):
         shapes = chain.from_iterable(expected_shapes(*self._sizes()))
         if [getattr(w, "shape", None) for w in weights] != list(shapes):
             return None
-        first = weights[0]
-        if not first.requires_grad or x.shape[2] != self.input_size or x.dtype is not first.dtype:
+        if {w.dtype for w in weights} != {x.dtype} or x.shape[2] != self.input_size:
+            return None
+        if not weights[0].requires_grad:
             return None
         how = self.bias, layers, self.dropout, self.training, False, self.batch_first
         return _OPERATORS[self.mode](x, h, weights, *how)
