@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from fused_rnn.cells import CELLS
 from fused_rnn.layers.dropin import DropIn
+from fused_rnn.layers.varied_cell import VariedCell
 from fused_rnn.scans.checks import check_cell
 from fused_rnn.scans.stack import CELL_MISFIT, run_cell
 
@@ -21,8 +22,10 @@ _CELLS: dict[type[nn.Module], str] = {
 }
 
 
-class Cell(DropIn, nn.RNNCellBase):
+class Cell(VariedCell, DropIn, nn.RNNCellBase):
     """What LSTMCell, GRUCell and RNNCell have in common."""
+
+    _torch: ClassVar[type[nn.Module]]
 
     def _step(
         self, cell: str | None, x: Any, h: Any, c: Any, zeros: bool
