@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import _VF, Tensor, nn
@@ -10,6 +10,7 @@ from torch import _VF, Tensor, nn
 from fused_rnn.backends import only_rules, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.layers.dropin import DropIn
+from fused_rnn.layers.varied_cell import VariedCell
 from fused_rnn.scans.checks import check_cell
 from fused_rnn.scans.stack import CELL_MISFIT, run_cell
 
@@ -25,8 +26,10 @@ _CELLS: dict[type[nn.Module], str] = {
 _OPERATORS = {"tanh": _VF.rnn_tanh_cell, "relu": _VF.rnn_relu_cell}
 
 
-class Cell(DropIn, nn.RNNCellBase):
+class Cell(VariedCell, DropIn, nn.RNNCellBase):
     """What LSTMCell, GRUCell and RNNCell have in common."""
+
+    _torch: ClassVar[type[nn.Module]]
 
     def _step(
         self, cell: str | None, x: Any, h: Any, c: Any, zeros: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -10,8 +11,10 @@ from torch import _VF, Tensor, nn
 from torch.nn.functional import dropout as drop
 
 from fused_rnn.backends import TORCH, asked_for, only_rules, transforms
+from fused_rnn.graph.compiled import run_stack_in_graph
 from fused_rnn.scans.checks import Stack, expected_shapes
-from fused_rnn.scans.stack import run_cell
+from fused_rnn.scans.noise import checked_mask
+from fused_rnn.scans.stack import run_cell, run_stack
 
 __all__ = ["SingleSteps", "State"]
 
@@ -34,9 +37,14 @@ class SingleSteps(nn.RNNBase, Generic[State]):
         def _sizes(self) -> Stack: ...
         def _learned_for(self, n: int | None) -> Any: ...
 
+        def _forward_dense(self, input: Any, hx: Any, run: Any) -> Any: ...
+        def _mask_expected(self) -> bool: ...
+
         _variants: tuple[str, str] | None
 
-    def step(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def step(
+        self, input: Tensor, state: State | None = None, *, mask: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         r"""Run all layers for one step: for input that arrives, or is generated, step by step.
 
         The weights are those of the sequence call, and its results are these, step by step. Between
@@ -47,14 +55,18 @@ class SingleSteps(nn.RNNBase, Generic[State]):
             input: one step of the input
             state: the state after the previous step, as this method or the sequence call returned
                 it; ``None`` for the initial one. Default: ``None``
+            mask: that of ``recurrent_dropout`` in training mode, the same for all steps of a
+                sequence: what :meth:`recurrent_mask` draws. Default: ``None``
 
         Shape:
             - input: :math:`(N, H_{in})` or :math:`(H_{in})`
             - state: as ``hx`` of the sequence call
+            - mask: :math:`(\text{num\_layers}, N, H_{out})`, :math:`N` one for unbatched input
             - output: :math:`(N, H_{out})` or :math:`(H_{out})`, and the state in the shape it came
 
         Raises:
-            RuntimeError: for a bidirectional layer, which begins at both ends.
+            RuntimeError: for a bidirectional layer, which begins at both ends; in training mode
+                with ``recurrent_dropout`` and no mask.
             TypeError, ValueError: if ``input`` is no tensor, or of another rank.
 
         Examples::
@@ -71,28 +83,36 @@ class SingleSteps(nn.RNNBase, Generic[State]):
             )
         if not isinstance(input, Tensor):
             raise TypeError(f"step: input should be a tensor, got: {type(input).__name__}")
-        if (
-            self.training
-            and self._variants is not None
-            and "recurrent_dropout" in self._variants[0]
-        ):
-            raise RuntimeError(
-                "step: recurrent_dropout has one mask for all steps of a sequence, which a single "
-                "step in training mode does not know: call eval(), or run whole sequences"
-            )
         rank = input.dim()
         if rank not in (1, 2):
             raise ValueError(f"step: input should be 1-D or 2-D, got {rank}-D")
         if state is None and self.learn_initial_state:
             state = self._learned_for(None if rank == 1 else input.shape[0])
-        cells = self._variants is None and not torch.compiler.is_compiling()
+        plain = self._variants is None and mask is None
+        cells = plain and not torch.compiler.is_compiling()
         result = self._step_by_cells(input, state) if cells else None
         if result is not None:
             return result
         time = 1 if self.batch_first and rank == 2 else 0
+        if self._mask_expected() or mask is not None:
+            n = 1 if rank == 1 else input.shape[0]
+            run = run_stack_in_graph if torch.compiler.is_compiling() else run_stack
+            masked = partial(run, masks=self._checked_mask(mask, n, input))
+            output, state = self._forward_dense(input.unsqueeze(time), state, masked)
+            return output.squeeze(time), state
         # Not a call of the module: its hooks would fire for some steps and not for others.
         output, state = self.forward(input.unsqueeze(time), state)
         return output.squeeze(time), state
+
+    def _checked_mask(self, mask: Any, n: int, x: Tensor) -> Tensor:
+        """Return recurrent dropout's masks (L, N, R) for a step of x.
+
+        Raises:
+            RuntimeError: if there are none, or there is nothing to be dropped.
+            TypeError, ValueError: if they are no tensor, or of another shape.
+        """
+        shape = self.num_layers, n, self.proj_size or self.hidden_size
+        return checked_mask("step", mask, shape, x, self._mask_expected())
 
     def _forward_one_step(self, input: Any, hx: Any) -> tuple[Tensor, Any] | None:
         """Run a sequence of one step as such, or return None where it is not one, or does not fit.
