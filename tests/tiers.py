@@ -131,7 +131,8 @@ APART = {
     "test_threads.py": "counts the threads that work",
     "backends/native/test_team.py": "wants every member of a team to be running",
     "test_distributed.py": "starts processes that wait for each other",
-    "benchmarks/test_benchmarks.py": "judges whether the machine is quiet",
+    "benchmarks/test_benchmarks.py::"
+    "test_a_peer_is_not_timed_while_threads_of_another_still_run": "looks for threads that run",
     "benchmarks/test_options.py": "runs timed loops",
     "benchmarks/test_quantized.py": "runs timed loops",
 }
