@@ -21,7 +21,7 @@ class BackwardScan {
         bands_(cut_into_bands(a, steps_, band_limit(a, s_.widest()))),
         band_rows_(band_rows(bands_)),
         capacity_(std::min(steps_.total(), std::max(band_rows_, kBackwardChunkRows))),
-        streamed_(streams(static_cast<std::int64_t>(bands_.size()) * steps_.T)),
+        streamed_(streams(static_cast<std::int64_t>(bands_.size()) * steps_.T, steps_.total())),
         // One step alone has no product with W_hh but dh0.
         packed_(!streamed_ && (steps_.T > 1 || a.dh0 != nullptr)),
         w_hh_(ceil_div(s_.R, kW), packed_ ? s_.slices * G * kW : 0,
@@ -29,7 +29,7 @@ class BackwardScan {
         dgates_(s_.slices * capacity_ * kPre * kW),
         edge_(s_.slices * band_rows_ * kPre * kW),
         carry_(kHasState ? band_rows_ * s_.Hp : 0),
-        gradients_(a, s_, capacity_, band_rows_,
+        gradients_(a, s_, capacity_, band_rows_, steps_.total(),
                    ceil_div(steps_.total(), std::max<std::int64_t>(capacity_, 1)), members) {
     if (streamed_) {
       w_hh_streamed_ = StreamedWeights<Cell, S>(s_.R, members);

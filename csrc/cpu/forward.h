@@ -12,6 +12,7 @@ class ForwardScan {
   static constexpr std::int64_t kW = kLanes<T>;
   static constexpr int G = Cell::kGates, kPre = Cell::kPre;
   static constexpr bool kHasState = Cell::kHasCell || Cell::kStateIsHidden;
+  static constexpr bool kConverted = !std::is_same<S, T>::value;
 
  public:
   ForwardScan(const ForwardArgs& a, int members)
@@ -22,9 +23,10 @@ class ForwardScan {
         band_rows_(band_rows(bands_)),
         members_(members),
         capacity_(std::min(steps_.total(), std::max(band_rows_, kForwardChunkRows))),
-        weights_(choose_weights(a, steps_.total(), !std::is_same<S, T>::value)),
-        w_ih_(weights_, s_.slices * G, s_.I, gate_width(), capacity_, !a.training),
-        w_hh_(weights_, s_.slices * G, s_.R, gate_width(), band_rows_),
+        w_ih_(choose_input_weights(steps_.total(), steps_.T, kConverted), s_.slices * G, s_.I,
+              gate_width(), capacity_, !a.training),
+        w_hh_(choose_weights(steps_.total(), steps_.T, kConverted), s_.slices * G, s_.R,
+              gate_width(), band_rows_),
         bias_(s_.slices * kPre * kW),
         gates_x_(s_.slices * capacity_ * G * kW),
         state_(kHasState ? band_rows_ * s_.Hp : 0) {
@@ -257,7 +259,6 @@ class ForwardScan {
   const std::int64_t band_rows_;
   const int members_;
   const std::int64_t capacity_;  // rows of a chunk
-  const Weights weights_;
   GateProduct<S> w_ih_, w_hh_;
   Packed<T> w_hr_;
   Buffer<T> bias_;         // [slice][kPre][lane]

@@ -11,13 +11,20 @@ enum class Weights {
   kTurned,  // as they lie, as A of the product; the other operand is packed
 };
 
-// Packing the weights costs about as much as the products of some tens of rows with them.
-inline Weights choose_weights(const ScanArgs& a, std::int64_t rows, bool converted) {
-  constexpr std::int64_t kFew = 8, kSome = 96;
-  if (rows <= kFew) {
+// For the rows of W's products, which `steps` make together, a step at a time. Packing W costs about as much
+// as its products with some tens of rows; a single row reads W as fast as it lies.
+inline Weights choose_weights(std::int64_t rows, std::int64_t steps, bool converted) {
+  constexpr std::int64_t kFew = 8, kSome = 96, kShort = 16;
+  if (rows <= kFew || (rows == steps && steps <= kShort)) {
     return Weights::kDots;
   }
-  return !converted && a.T == 1 && a.N <= kSome ? Weights::kTurned : Weights::kPacked;
+  return !converted && steps == 1 && rows <= kSome ? Weights::kTurned : Weights::kPacked;
+}
+
+// The input's product is made of all rows at once, where they are so few.
+inline Weights choose_input_weights(std::int64_t rows, std::int64_t steps, bool converted) {
+  constexpr std::int64_t kSome = 32;
+  return choose_weights(rows, rows <= kSome ? 1 : steps, converted);
 }
 
 // A times the transpose of one gate matrix W, which has `depth` columns. Wherever rows of W are asked
@@ -34,7 +41,7 @@ class GateProduct {
       : weights_(weights),
         depth_(depth),
         width_(width),
-        strips_(width % kBestWidth == 0 ? width / kBestWidth : 1),
+        strips_(width % kBestWidth == 0 && rows > max_rows(width) ? width / kBestWidth : 1),
         w_(vectors, weights == Weights::kPacked ? depth : 0, width / strips_, keep) {
     if (weights == Weights::kTurned) {
       const std::int64_t of_rows = ceil_div(rows, kW);

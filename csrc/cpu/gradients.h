@@ -30,74 +30,6 @@ void put_row(const E* from, std::int64_t columns, std::int64_t row, const Packed
   }
 }
 
-// p[j] (+)= sum over rows r of d[r * d_step] * b[r * b_step + j], for kWidth vectors of `valid` values.
-template <int kWidth, class T>
-FUSED_RNN_INLINE void few_terms(std::int64_t rows, const T* d, std::int64_t d_step, const T* b,
-                                std::int64_t b_step, T* p, std::int64_t valid, bool add) {
-  constexpr std::int64_t kW = kLanes<T>;
-  RowSums<T, kWidth> sums{};
-  for (std::int64_t r = 0; r < rows; ++r, d += d_step, b += b_step) {
-    Vec<T> bv[kWidth];
-#pragma GCC unroll 4
-    for (int v = 0; v < kWidth; ++v) {
-      bv[v] = load(b + v * kW);
-    }
-    sums.add(*d, bv);
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < kWidth; ++v, p += kW) {
-    store<T>(p, add ? load(p, valid) + sums.v[v] : sums.v[v], valid);
-  }
-}
-
-// As outer below, a row of `out` after the other: a tile of so few terms takes longer to be begun and
-// handed over than to be summed up.
-template <class T>
-void outer_of_few(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
-                  const Packed<T>& in, std::int64_t columns, T* out, bool add) {
-  constexpr std::int64_t kW = kLanes<T>;
-  for (std::int64_t u = 0; u < units; ++u, ++d, out += columns) {
-    for (std::int64_t g = 0; g < in.groups(); ++g) {
-      const std::int64_t first = g * in.width * kW, width = in.width_of(g);
-      const std::int64_t step = in.step_of(g);
-      if (width == kBestWidth && first + width * kW <= columns) {
-        few_terms<kBestWidth>(rows, d, d_step, in.group(g), step, out + first, kW, add);
-        continue;
-      }
-      for (std::int64_t v = 0; v < width; ++v) {
-        const std::int64_t column = first + v * kW;
-        few_terms<1>(rows, d, d_step, in.group(g) + v * kW, step, out + column,
-                     std::min(kW, columns - column), add);
-      }
-    }
-  }
-}
-
-// out[u][j] (+)= sum over rows r of d[r * d_step + u] * in[r][j]; u < units, j < columns.
-template <class T>
-void outer(std::int64_t rows, const T* d, std::int64_t d_step, std::int64_t units,
-           const Packed<T>& in, std::int64_t columns, T* out, bool add) {
-  constexpr std::int64_t kW = kLanes<T>;
-  constexpr std::int64_t kFew = 8;
-  if (rows <= kFew) {
-    outer_of_few(rows, d, d_step, units, in, columns, out, add);
-    return;
-  }
-  Rows<T> a{d, 1, rows};
-  a.step = d_step;
-  in.multiply(
-      a, 0, units, 0, in.groups(),
-      [&](std::int64_t u, int height, const Vec<T>* sums, std::int64_t q, int width) {
-        for (int j = 0; j < height; ++j) {
-          for (int v = 0; v < width; ++v) {
-            const std::int64_t column = (q + v) * kW, valid = std::min(kW, columns - column);
-            T* p = out + (u + j) * columns + column;
-            store<T>(p, add ? load(p, valid) + sums[j * width + v] : sums[j * width + v], valid);
-          }
-        }
-      });
-}
-
 template <class Cell, class S>
 class OperandGradients {
   using T = typename ComputeType<S>::type;
@@ -114,20 +46,22 @@ class OperandGradients {
     const T* unprojected;  // (row of the chunk, Hp), where P > 0
   };
 
+  // `rows` of the scan, in `chunks`.
   OperandGradients(const BackwardArgs& a, const Shape<Cell, S>& s, std::int64_t capacity,
-                   std::int64_t band_rows, std::int64_t chunks, int members)
+                   std::int64_t band_rows, std::int64_t rows, std::int64_t chunks, int members)
       : a_(a),
         s_(s),
         capacity_(capacity),
         band_rows_(band_rows),
-        w_ih_streamed_(a.dx != nullptr && streams(chunks) ? StreamedWeights<Cell, S>(s.I, members)
-                                                          : StreamedWeights<Cell, S>()),
-        panel_slices_(w_ih_streamed_.used() ? 0 : choose_panel_slices()),
+        w_ih_streamed_(a.dx != nullptr && streams(chunks, rows)
+                           ? StreamedWeights<Cell, S>(s.I, members)
+                           : StreamedWeights<Cell, S>()),
+        panel_slices_(w_ih_streamed_.used() ? 0 : choose_panel_slices(rows)),
         w_ih_(a.dx != nullptr && !w_ih_streamed_.used() ? vectors(s.I) : 0,
               panel_slices_ > 0 ? 0 : s.slices * G * kW, kBestWidth),
         panels_(a.dx != nullptr ? members * panel_slices_ * G * kW * kBestWidth * kW : 0),
         dbias_(s.slices * kPre * kW),
-        units_(members * capacity * kW),
+        units_(kGatesTogether ? 0 : members * capacity * kW),
         x_(a.dw_ih != nullptr ? vectors(s.I) : 0, capacity, kBestWidth),
         h_(a.dw_hh != nullptr ? vectors(s.R) : 0, capacity, kBestWidth),
         hidden_(a.dw_hr != nullptr ? vectors(s.H) : 0, capacity, kBestWidth),
@@ -165,6 +99,7 @@ class OperandGradients {
  private:
   static std::int64_t vectors(std::int64_t columns) { return ceil_div(columns, kW); }
   static constexpr std::int64_t kRowsPerItem = 16;
+  static constexpr bool kGatesTogether = kCutsDepth;
 
   auto w_ih_row() const {
     return [this](std::int64_t k) { return s_.gate_row(a_.w_ih, s_.I, k, 0); };
@@ -172,14 +107,16 @@ class OperandGradients {
 
   // A large W_ih is not packed as a whole, which would double it, but for every chunk in panels, one
   // for each member. Sums in T cannot be added up in a narrower dx: there a panel has full depth.
-  std::int64_t choose_panel_slices() const {
+  // Where the saved values are no less than W_ih is, the copy is not what memory is short of.
+  std::int64_t choose_panel_slices(std::int64_t rows) const {
     constexpr std::int64_t kLarge = 1 << 20, kTerms = 1024;
     constexpr std::int64_t kMembers = 8;  // not the team's: how sums are cut must not depend on it
     const std::int64_t slice_bytes = G * kW * kW * static_cast<std::int64_t>(sizeof(T));
     const std::int64_t all = s_.slices * vectors(s_.I) * slice_bytes;
     const std::int64_t deep =
         std::is_same<S, T>::value ? std::min(s_.slices, kTerms / (G * kW)) : s_.slices;
-    return all < kLarge || kMembers * deep * kMaxWidth * slice_bytes >= all ? 0 : deep;
+    const bool small = kCutsDepth && rows * s_.kKept >= G * s_.I;
+    return all < kLarge || small || kMembers * deep * kMaxWidth * slice_bytes >= all ? 0 : deep;
   }
 
   // What the gradients of a chunk meet, as B of the products: x, and h of the step before.
@@ -203,36 +140,62 @@ class OperandGradients {
     });
   }
 
-  // A slice's gradients of one pre-activation after the other stand together for its products: where
-  // they lie, all of a chunk would share a few sets of the first-level cache.
+  // Of 16 registers the units of all gates of a slice meet a piece of x or h together. Of 32 those of one gate
+  // are enough, and are copied: where they lie, all of a chunk would share a few sets of the first-level cache.
   void slice_weights(Team::Member& m, const Band& band, const Chunk& c, const Source& from,
                      std::int64_t slice, bool add) {
-    const T* const d = from.dgates + slice * capacity_ * kPre * kW;
-    T* const units = units_.get() + m.id() * capacity_ * kW;
-    const std::int64_t unit = slice * kW, valid = s_.valid(slice);
+    constexpr std::int64_t kStep = kPre * kW;
+    const T* const d = from.dgates + slice * capacity_ * kStep;
+    T* const units = kGatesTogether ? nullptr : units_.get() + m.id() * capacity_ * kW;
+    const auto of_x = [&](const T* gates, std::int64_t step, int first, int count) {
+      gate_weights(gates, step, first, count, slice, c.rows, x_, s_.I, dw_ih_.data(), add);
+    };
+    const auto of_h = [&](const T* gates, std::int64_t step, int first, int count) {
+      gate_weights(gates, step, first, count, slice, c.rows, h_, s_.R, dw_hh_.data(), add);
+    };
     for (int p = 0; p < kPre; ++p) {
-      for (std::int64_t row = 0; row < c.rows; ++row) {
-        store<T>(units + row * kW, load(d + (row * kPre + p) * kW));
-      }
-      const V sum = sum_rows(units, kW, c.rows);
+      const V sum = sum_rows(d + p * kW, kStep, c.rows);
       T* total = dbias_.get() + (slice * kPre + p) * kW;
       store<T>(total, add ? load(total) + sum : sum);
-      const std::int64_t first = Cell::order(p) * s_.H + unit;
-      if (p < G) {
-        outer(c.rows, units, kW, valid, x_, s_.I, dw_ih_.data() + first * s_.I, add);
+      for (std::int64_t row = 0; !kGatesTogether && row < c.rows; ++row) {
+        store<T>(units + row * kW, load(d + row * kStep + p * kW));
       }
-      if (p >= kRecurrent) {
-        outer(c.rows, units, kW, valid, h_, s_.R, dw_hh_.data() + first * s_.R, add);
+      if (!kGatesTogether && p < G) {
+        of_x(units, kW, p, 1);
+      }
+      if (!kGatesTogether && p >= kRecurrent) {
+        of_h(units, kW, p, 1);
       }
     }
-    const std::int64_t edge = (band.begin(c.begin) - c.row) * kPre * kW;
-    std::copy_n(d + edge, band.batch(c.begin) * kPre * kW,
-                from.edge + slice * band_rows_ * kPre * kW);
+    if (kGatesTogether) {
+      of_x(d, kStep, 0, G);
+      of_h(d + kRecurrent * kW, kStep, kRecurrent, G);
+    }
+    const std::int64_t edge = (band.begin(c.begin) - c.row) * kStep;
+    std::copy_n(d + edge, band.batch(c.begin) * kStep, from.edge + slice * band_rows_ * kStep);
+  }
+
+  // From the gradients of `count` pre-activations of a slice, from `first` on, `step` apart in each row.
+  void gate_weights(const T* gates, std::int64_t step, int first, int count, std::int64_t slice,
+                    std::int64_t rows, const Packed<T>& in, std::int64_t columns, T* dw, bool add) {
+    if (dw == nullptr) {
+      return;
+    }
+    outer<T>(
+        rows, gates, step, count * kW, in, columns,
+        [&](std::int64_t u) -> T* {
+          const int gate = Cell::order(first + static_cast<int>(u / kW));
+          const std::int64_t lane = u % kW;
+          return lane < s_.valid(slice) ? dw + (gate * s_.H + slice * kW + lane) * columns
+                                        : nullptr;
+        },
+        add);
   }
 
   void projection_weights(const Source& from, std::int64_t rows, std::int64_t q, bool add) {
-    outer(rows, from.dh + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), hidden_, s_.H,
-          dw_hr_.data() + q * kW * s_.H, add);
+    outer<T>(
+        rows, from.dh + q * kW, s_.Rp, std::min(kW, s_.P - q * kW), hidden_, s_.H,
+        [&](std::int64_t u) { return dw_hr_.data() + (q * kW + u) * s_.H; }, add);
   }
 
   void input_gradient(Team::Member& m, const Chunk& c, const Source& from, const Grid& grid,

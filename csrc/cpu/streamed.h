@@ -33,8 +33,12 @@ void add_terms(const T* a, std::int64_t a_row, std::int64_t rows, const S* w, st
   }
 }
 
-// Whether not to pack weights that are used so often.
-inline bool streams(std::int64_t uses) { return uses <= 2; }
+// Whether not to pack weights that are used so often, with so many rows in all. Of 16 registers a vector of
+// W has few others beside it, for which a row's sums are fetched and put back.
+inline bool streams(std::int64_t uses, std::int64_t rows) {
+  constexpr std::int64_t kMost = kCutsDepth ? 256 : std::numeric_limits<std::int64_t>::max();
+  return uses <= 2 && rows <= kMost;
+}
 
 template <class Cell, class S>
 class StreamedWeights {

@@ -33,6 +33,7 @@ OWN_SHAPES = {
     "ragged-chunks": ragged([(7 * n) % 60 + 1 for n in range(40)], 3, 20),
     "ragged-one-row-steps": ragged((30, 1, 1), 2, 3),
     "streamed-blocks-of-rows": Shape(1, 150, 21, 37),
+    "panels": Shape(1, 300, 1100, 270),
     "streamed-ragged": ragged((2, 2, 1, 2, 1, 2, 1), 7, 40),
     # Wide inputs, so that some hundred sequences are cut into bands, or a thousand ragged ones,
     # with steps that the first band has for itself.

@@ -17,6 +17,8 @@ SHAPES = {
     "few-rows": Shape(9, 3, 5, 230, bias=False),
     "ragged": ragged([(5 * n) % 9 + 1 for n in range(40)], 9, 75),
     "large-weights": Shape(3, 5, 700, 395),
+    # Deep sums of items that have more rows than a tile, and of such that have not.
+    "deep-sums": Shape(3, 20, 5, 200),
 }
 PARALLELS = ["threads", "only_first", "only_last", "in_turn", "late", "crowded", "interrupted"]
 
