@@ -1,8 +1,9 @@
-"""Learn from little text: what recurrent dropout, zoneout and layer norm do to overfitting.
+"""Learn from little text: layer norm learns fast, by heart too, and zoneout holds it back.
 
-The same small language model is trained on the Python language reference four times: with a plain
-layer, and with one that has recurrent dropout, zoneout or layer norm. The picture shows how well
-each predicts text that it has not seen, update by update.
+The same small language model is trained on a few pages of the Python language reference four times:
+with a plain LSTM, and with layer norm, zoneout or both. The picture shows how well each predicts
+text that it has not seen, update by update. With layer norm it comes to more than the plain layer
+does, in half of the updates, and then gets worse; with zoneout as well it stays.
 
     python examples/less_overfitting.py --out less_overfitting.png
 """
@@ -24,9 +25,9 @@ import fused_rnn
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "recurrent_dropout=0.5": {"recurrent_dropout": 0.5},
-    "zoneout=(0.3, 0.3)": {"zoneout": (0.3, 0.3)},
+    "zoneout=0.3": {"zoneout": 0.3},
     "layer_norm=True": {"layer_norm": True},
+    "both": {"layer_norm": True, "zoneout": 0.3},
 }
 
 
@@ -72,7 +73,7 @@ def train(model: Model, text: Tensor, unseen: Tensor, updates: int, steps: int) 
     """Train on a text (T, N), again from its beginning where it ends."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     curve, state, begin, losses = Curve([], [], []), None, 0, []
-    every = max(1, updates // 20)
+    every = max(1, updates // 12)
     for update in range(1, updates + 1):
         if begin + steps >= len(text):
             state, begin = None, 0
@@ -109,7 +110,7 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    figure.suptitle("The same LSTM learns from 43 000 words, with one option or none")
+    figure.suptitle("The same small LSTM learns from little text, with options or none")
     unseen = figure.add_subplot(121, title="text that it has not seen")
     seen = figure.add_subplot(122, title="text that it learns", sharex=unseen)
     for name, curve in curves.items():
@@ -130,8 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Curve]:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     sizes = {
-        "updates": (400, "of the weights, with each option"),
-        "hidden": (128, "size of the layer and of a word's vector"),
+        "words": (8000, "of the text that is learned"),
+        "updates": (156, "of the weights, with each option"),
+        "hidden": (96, "size of the layer and of a word's vector"),
         "batch": (20, "texts side by side"),
         "steps": (35, "words between two updates, of each text"),
         "seed": (1, "of all that is random"),
@@ -142,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Curve]:
     options = parser.parse_args(arguments)
 
     corpus = data.load()
-    text, unseen = data.columns(corpus.train, options.batch), data.columns(corpus.validation, 4)
+    text = data.columns(corpus.train[: options.words], options.batch)
+    unseen = data.columns(corpus.validation[:3000], 4)
     curves = {}
     for name, of_layer in OPTIONS.items():
         torch.manual_seed(options.seed)
