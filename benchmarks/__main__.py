@@ -17,7 +17,7 @@ import torch
 
 from fused_rnn import command
 
-from . import growth, judging, machine, machine_cuda, sampler
+from . import growth, judging, machine, machine_cuda, sampler, variants
 from .arguments import GPU_SECONDS, QUICK_SECONDS, SECONDS, clash, parser
 from .bar import has_tiles, judge
 from .cases import Case, choose
@@ -80,6 +80,8 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.options:
         return 0 if run_options(settings, options.json) else 1
+    if options.variants:
+        return 0 if run_options(settings, options.json, variants.measure) else 1
     if options.sample is not None:
         return 0 if sampler.run(settings, options.sample, options.seed or 0, options.json) else 1
     if options.growth:

@@ -56,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
         help="resets, single steps and recomputation; status 1 where the bar is not met",
     )
     instead.add_argument(
+        "--variants",
+        action="store_true",
+        help="layer norm, zoneout and the cells' other options, over plain layers and over loops; "
+        "status 1 where the bar is not met",
+    )
+    instead.add_argument(
         "--sample",
         type=positive(float),
         metavar="SECONDS",

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import hardsigmoid, layer_norm, linear
 
-__all__ = ["LOOPS", "loop"]
+__all__ = ["DRAWN", "LOOPS", "RATE", "loop"]
 
 # From what the input says to the gates in a step, and the state before it, to the state after it.
 Step = Callable[..., tuple[Tensor, ...]]
@@ -55,6 +55,31 @@ def _headed_lstm(x: Tensor, h: Tensor, c: Tensor, p: dict[str, Tensor]) -> tuple
     return _lstm(x + said + p["bias_hh_l0"], c)
 
 
+def _zoned_lstm(x: Tensor, h: Tensor, c: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    after, c_after = _lstm(x + linear(h, p["weight_hh_l0"], p["bias_hh_l0"]), c)
+    keeps_h, keeps_c = torch.rand_like(h) < RATE, torch.rand_like(c) < RATE
+    return torch.where(keeps_h, h, after), torch.where(keeps_c, c, c_after)
+
+
+def _dropping_lstm(x: Tensor, h: Tensor, c: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    return _lstm(x + linear(h * p["mask"], p["weight_hh_l0"], p["bias_hh_l0"]), c)
+
+
+def _hard_lstm(x: Tensor, h: Tensor, c: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    i, f, g, o = (x + linear(h, p["weight_hh_l0"], p["bias_hh_l0"])).chunk(4, -1)
+    c = hardsigmoid(f) * c + hardsigmoid(i) * torch.tanh(g)
+    return hardsigmoid(o) * torch.tanh(c), c
+
+
+def _normed_gru(x: Tensor, h: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    w, gain = p["weight_hh_l0"], p["ln_hh_l0"]
+    said = layer_norm(linear(h, w), gain.shape, gain, p["bias_hh_l0"])
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = x.chunk(3, -1), said.chunk(3, -1)
+    r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * h_n)
+    return (n + z * (h - n),)
+
+
 def _resetting_gru(x: Tensor, h: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, ...]:
     units = h.shape[-1]
     w, b = p["weight_hh_l0"], p["bias_hh_l0"]
@@ -64,8 +89,17 @@ def _resetting_gru(x: Tensor, h: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, 
     return (n + z * (h - n),)
 
 
+RATE = 0.1  # of what is drawn
+
+# Those whose masks are drawn: their results are no other's.
+DRAWN = "LSTM with zoneout", "LSTM with recurrent dropout"
+
 LOOPS: dict[str, tuple[str, dict[str, Any], Step]] = {
     "LSTM with layer norm": ("LSTM", {"layer_norm": True}, _normed_lstm),
+    "GRU with layer norm": ("GRU", {"layer_norm": True}, _normed_gru),
+    "LSTM with zoneout": ("LSTM", {"zoneout": RATE}, _zoned_lstm),
+    "LSTM with recurrent dropout": ("LSTM", {"recurrent_dropout": RATE}, _dropping_lstm),
+    "LSTM with hard sigmoids": ("LSTM", {"recurrent_activation": "hard_sigmoid"}, _hard_lstm),
     "LSTM with peepholes": ("LSTM", {"use_peepholes": True}, _peeping_lstm),
     "LSTM with clipped c": ("LSTM", {"cell_clip": 3.0}, _clipped_lstm),
     "LSTM with 4 heads": ("LSTM", {"num_heads": 4}, _headed_lstm),

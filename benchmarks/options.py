@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,11 @@ from torch import Tensor, nn
 import fused_rnn
 
 from .document import heading, write
-from .loops import LOOPS, loop
 from .peers import Settings
 from .text import BOLD, Paint, duration, ratio
 from .timing import Timing, time_interleaved
 
 OURS = "fused_rnn"
-_PLAIN = "the plain layer"
 _RESETS_BAR = 5.0  # times faster than the loop of LSTMCells
 _RESET_SHARE = 1 / 64  # of all steps: an episode has 64 of them in the mean
 
@@ -49,21 +47,22 @@ def measure(settings: Settings) -> Iterator[Row]:
     small = settings.quick
     for cell in ("LSTM", "GRU"):
         bar = {f"torch.nn.{cell}Cell in a loop": _RESETS_BAR} if cell == "LSTM" else {}
-        yield _timed(*_resets(cell, 16 if small else 128, 64, 256, settings.device), settings, bar)
+        yield timed(*_resets(cell, 16 if small else 128, 64, 256, settings.device), settings, bar)
     for grad in (False, True):
         for n, h in ((1, 128), (32, 256)):
             with torch.set_grad_enabled(grad):
-                yield _timed(*_step(n, h, grad, settings.device), settings)
+                yield timed(*_step(n, h, grad, settings.device), settings)
     yield _recompute(20 if small else 200, 32, 256, settings)
-    for name in LOOPS:
-        sizes = (10, 8, 32) if small else (50, 32, 256)
-        yield _variant(name, *sizes, settings, compiled=not small)
 
 
-def run(settings: Settings, path: Path | None) -> bool:
+def run(
+    settings: Settings,
+    path: Path | None,
+    measured: Callable[[Settings], Iterable[Row]] | None = None,
+) -> bool:
     """Measure, print and write all rows; return whether all bars are met."""
     rows, paint = [], Paint(False)
-    for row in measure(settings):
+    for row in (measured or measure)(settings):
         rows.append(row)
         print("\n".join(_lines(row, paint)), flush=True)
     if path is not None:
@@ -72,15 +71,16 @@ def run(settings: Settings, path: Path | None) -> bool:
     return all(row.met for row in rows)
 
 
-def _timed(
+def timed(
     name: str,
     calls: Mapping[str, Callable[[], Any]],
     settings: Settings,
     bar: dict[str, float] | None = None,
-    unlike: str | None = None,
+    unlike: Collection[str] = (),
     atol: float = 1e-4,
 ) -> Row:
-    results = {peer: call() for peer, call in calls.items() if peer != unlike}
+    """Time peers; compare the results of all but those that are ``unlike`` ours."""
+    results = {peer: call() for peer, call in calls.items() if peer not in unlike}
     for peer, result in results.items():
         torch.testing.assert_close(
             result, results[OURS], rtol=1e-3, atol=atol, msg=lambda m, peer=peer: f"{peer}: {m}"
@@ -162,41 +162,12 @@ def _recompute(steps: int, n: int, h: int, settings: Settings) -> Row:
 
     peers = {OURS: (model, True), "without recompute": (model, False), "torch.nn": (theirs, False)}
     calls = {name: train(*peer) for name, peer in peers.items()}
-    row = _timed(
+    row = timed(
         f"LSTM of 4 layers with recompute, training, T={steps} N={n} H={h}", calls, settings
     )
     for name, (module, model.recompute) in peers.items():
         row.kept_bytes[name] = _kept(module, x)
     return row
-
-
-def _variant(
-    name: str, steps: int, n: int, h: int, settings: Settings, compiled: bool = False
-) -> Row:
-    """Return a training step of a variant, of the plain layer, and of a loop, compiled too."""
-    kind, options, step = LOOPS[name]
-    layer = getattr(fused_rnn, kind)(h, h, **options, device=settings.device)
-    plain = getattr(fused_rnn, kind)(h, h, device=settings.device)
-    x = torch.randn(steps, n, h, device=settings.device, requires_grad=True)
-    own = dict(layer.named_parameters())
-
-    def trained(y: Tensor, module: nn.Module) -> list[Tensor]:
-        gradients = torch.autograd.grad(y.square().mean(), [x, *module.parameters()])
-        return [y.detach(), *(g / g.abs().max() for g in gradients)]
-
-    calls = {
-        OURS: lambda: trained(layer(x)[0], layer),
-        _PLAIN: lambda: trained(plain(x)[0], plain),
-        "a loop": lambda: trained(loop(step, x, own, kind == "LSTM"), layer),
-    }
-    if compiled:
-        faster = torch.compile(step)
-        calls["a loop, its step compiled"] = lambda: trained(
-            loop(faster, x, own, kind == "LSTM"), layer
-        )
-    # The norm of what a state of zeros says multiplies roundings by hundreds.
-    text = f"{name}, training, T={steps} N={n} H={h}"
-    return _timed(text, calls, settings, unlike=_PLAIN, atol=2e-3)
 
 
 def _kept(module: nn.Module, x: Tensor) -> int:

@@ -298,9 +298,10 @@ class LSTMCell(Cell, nn.LSTMCell):
 
     Args:
         input_size, hidden_size, bias, device, dtype: see :class:`torch.nn.LSTMCell`
-        zoneout, layer_norm, norm_eps, recurrent_activation, activation, use_peepholes,
-            input_forget, cell_clip, num_heads: see :class:`LSTM`, of which the cell is one step;
-            parameters are named without a layer, ``ln_hh``, say
+        zoneout, layer_norm, norm_eps, recurrent_activation, activation:
+            see :class:`LSTM`, of which the cell is one step; parameters are named without a layer,
+            ``ln_hh``, say
+        use_peepholes, input_forget, cell_clip, num_heads: see :class:`LSTM`
         recurrent_dropout: see :class:`LSTM`; a call in training mode then takes ``mask``
 
     Inputs: input, (h_0, c_0), mask

@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 import gate_heatmap
+import less_overfitting
 import long_range
 import rollout
 import translate_dates
@@ -21,6 +22,7 @@ TINY = {
     long_range: "--updates 2 --batch 4 --hidden 5 --phrases 4 --tests 8",
     translate_dates: "--updates 2 --batch 4 --hidden 6 --tests 9",
     rollout: "--updates 2 --hidden 4 --tasks 3 --steps 9 --wide 5 --rounds 2",
+    less_overfitting: "--updates 3 --hidden 8 --batch 4 --steps 5",
     gate_heatmap: "--updates 2 --hidden 8 --batch 4 --steps 5 --words 12 --units 4",
 }
 
@@ -53,6 +55,10 @@ def test_runs_and_draws(example, tmp_path, capsys):
         assert len(right) == 2
         assert min(seconds) > 0
         assert "loop over LSTMCell" in printed
+    elif example is less_overfitting:
+        assert list(result) == list(less_overfitting.OPTIONS)
+        assert all(curve.updates == [1, 2, 3] for curve in result.values())
+        assert all(name in printed for name in result)
     else:
         assert len(result.words) == 12
         assert result.forget.shape == result.input.shape == (12, 4)

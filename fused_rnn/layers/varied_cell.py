@@ -95,9 +95,7 @@ class VariedCell(MaybeVaried, nn.RNNCellBase):
                 raise TypeError(f"{name}: Expected hx to be a pair of tensors, got None in it")
         return hx[0], hx[1]
 
-    def _run_varied(
-        self, input: Any, h: Any, c: Any, mask: Any
-    ) -> tuple[Tensor, Tensor | None] | Any:
+    def _run_varied(self, input: Any, h: Any, c: Any, mask: Any) -> Any:
         """Run one step from h and c, None for zeros, or return the node that it is to torch.fx.
 
         Raises:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import options
+from benchmarks import options, variants
 from benchmarks.loops import LOOPS
 from benchmarks.peers import Settings
 
@@ -19,7 +19,7 @@ SETTINGS = Settings(device=CPU, threads=1, quick=True, seconds=0.01)
 def test_resets(cell):
     name, calls = options._resets(cell, 5, 3, 4, CPU)
     peer = f"torch.nn.{cell}Cell in a loop"
-    row = options._timed(name, calls, SETTINGS, {peer: 1e9})
+    row = options.timed(name, calls, SETTINGS, {peer: 1e9})
     assert list(row.timings) == [options.OURS, peer]
     assert row.speedup[peer] > 0
     assert not row.met
@@ -29,7 +29,7 @@ def test_resets(cell):
 @pytest.mark.parametrize("grad", [False, True])
 def test_steps(grad):
     with torch.set_grad_enabled(grad):
-        row = options._timed(*options._step(2, 3, grad, CPU), SETTINGS)
+        row = options.timed(*options._step(2, 3, grad, CPU), SETTINGS)
     assert set(row.speedup) == {"torch.nn.LSTMCell", "torch.nn.LSTM with T=1"}
     assert all(speedup > 0 for speedup in row.speedup.values())
     assert not row.bar
@@ -44,19 +44,20 @@ def test_recomputation_keeps_less():
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_loops_are_the_variants(name):
-    row = options._variant(name, 3, 2, 8, SETTINGS)
-    assert set(row.speedup) == {options._PLAIN, "a loop"}
+    row = variants.training(name, 3, 2, 4, 8, SETTINGS)
+    assert set(row.speedup) == {variants.PLAIN, variants.EAGER} == set(row.bar) | {variants.PLAIN}
+    assert set(variants.inference(name, 3, 2, 4, 8, SETTINGS).speedup) == {variants.PLAIN}
     assert all(speedup > 0 for speedup in row.speedup.values())
 
 
 def test_a_wrong_answer_is_noticed():
     calls = {options.OURS: lambda: torch.ones(2), "peer": lambda: torch.tensor([1.0, 1.1])}
     with pytest.raises(AssertionError, match="peer: "):
-        options._timed("wrong", calls, SETTINGS)
+        options.timed("wrong", calls, SETTINGS)
 
 
 def test_run_writes_what_it_measured(tmp_path, monkeypatch, capsys):
-    row = options._timed(*options._step(1, 2, False, CPU), SETTINGS)
+    row = options.timed(*options._step(1, 2, False, CPU), SETTINGS)
     missed = options.Row("slow", row.timings, row.speedup, {"torch.nn.LSTMCell": 1e9})
     path = tmp_path / "options.json"
     monkeypatch.setattr(options, "measure", lambda settings: iter([row, missed]))

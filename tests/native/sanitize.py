@@ -1,6 +1,6 @@
 """Runs the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 
-    python -m tests.native.sanitize [address] [avx2] [thread] [cuda] [persistent]
+    python -m tests.native.sanitize [address] [avx2] [thread] [variants] [cuda] [persistent]
 
 compiles it without Python and PyTorch, into a program that solves many problems and compares each
 with plain loops; for CUDA, into one that runs its kernels on the host bench. Of the levels those
@@ -103,6 +103,18 @@ def units_of(name: str) -> tuple[Unit, ...]:
     return tuple(units)
 
 
+def build_variants(name: str) -> Path:
+    """Build the program of the variants' kernels, for the levels of the address sanitizer."""
+    flags, level_flags, levels, _ = BUILDS["address"]
+    common = (*shipped_flags(), "-g1", "-pthread", "-Wall", "-Wextra", "-Wno-psabi", *flags)
+    having = [level for level in levels if (CPU / "variants" / f"{level}.cpp").exists()]
+    linked = "-DFUSED_RNN_BENCH_LEVELS(X)=" + " ".join(f"X({level})" for level in having)
+    units = [Unit(CPU / "variants" / f"{level}.cpp", (*common, *level_flags)) for level in having]
+    units.append(Unit(NATIVE / "sanitize_variants.cpp", (*common, *level_flags, linked)))
+    units.append(Unit(CPU / "scratch.cpp", common))
+    return build(Target(f"{name}/sanitize", tuple(units), (*flags[:1], "-pthread")), report=report)
+
+
 def report(line: str) -> None:
     """Say what was compiled."""
     print(f"  {line}", flush=True)
@@ -146,7 +158,11 @@ def in_python() -> dict[str, str]:
     }
 
 
-PROGRAMS = {**dict.fromkeys(BUILDS, build_scans), "cuda": build_gates}
+PROGRAMS = {
+    **dict.fromkeys(BUILDS, build_scans),
+    "variants": build_variants,
+    "cuda": build_gates,
+}
 UNNAMED = [name for name in PROGRAMS if name != AVX2]
 
 

@@ -168,12 +168,14 @@ def _of_recurrent(variant: Variant, sums: Tensor, kept: Tensor, size: int, w_hh:
             return sums.t() @ heard
         reset = kept[:, size : 2 * size]
         return torch.cat([sums[:, :late].t() @ heard, sums[:, late:].t() @ reset])
-    by_head = sums.unflatten(1, (variant.gates, heads, -1)).permute(2, 1, 3, 0)  # (k, G, u, rows)
+    # Copied in runs of a head's units: a product of a transposed copy would take them one by one.
+    by_head = sums.unflatten(1, (variant.gates, heads, -1)).permute(2, 0, 1, 3)  # (k, rows, G, u)
     heard = heard.unflatten(1, (heads, -1)).transpose(0, 1)  # (k, rows, R/k)
     if variant.reset_after:
-        return by_head.flatten(1, 2) @ heard
+        return by_head.flatten(2).transpose(1, 2) @ heard
     reset = kept[:, size : 2 * size].unflatten(1, (heads, -1)).transpose(0, 1)
-    return torch.cat([by_head[:, :2].flatten(1, 2) @ heard, by_head[:, 2] @ reset], 1)
+    early, last = by_head[:, :, :2].flatten(2), by_head[:, :, 2]
+    return torch.cat([early.transpose(1, 2) @ heard, last.transpose(1, 2) @ reset], 1)
 
 
 def _of_bias(dbias: Tensor, rows: int) -> Tensor:
