@@ -65,7 +65,7 @@ CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.in
 PYTEST = $(PYTHON) -m pytest $$($(PYTHON) -c "import xdist" 2> /dev/null && \
            printf '%s ' -n $(JOBS) --dist worksteal)
 
-.PHONY: demo test test-all test-libraries bench gpu docs lint format sanitize mutants coverage check-cuda \
+.PHONY: demo test test-all test-libraries bench gpu docs lint format sanitize mutants coverage check-aarch64 check-cuda \
         check-clang check-triton check-wheel cuda build wheel clean check-system force
 
 demo: build
@@ -127,6 +127,11 @@ format: $(READY)
 # The C++ core alone, under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(READY)
 	$(PYTHON) -m tests.native.sanitize
+
+# The CPU's kernels compiled for aarch64, and run in an emulator. Debian's packages for that are
+# installed where that may be done; where they are missing it says so, and is content.
+check-aarch64: $(READY)
+	@$(PYTHON) -m tests.native.check_aarch64
 
 # Compiles each kind of kernel for one GPU of each kind of code path, with ALL=1 every kernel for every
 # GPU, and compares what it takes of one with the committed table, which RENEW=1 writes anew. What has

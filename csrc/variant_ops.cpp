@@ -2,8 +2,8 @@
 //
 //   variant_scan: y, h_n, c_n (LSTM; else empty), every step's c (empty where not wanted), saved
 //   variant_scan_backward: gradients of gates_x, of W_hh's product and of W_hr's (empty where they are
-//   none of their own), of h0 and c0, of the variant's parameters beside ln_ih, and of b_hh's last third
-//   where that is none of gates_x's
+//   none of their own), of h0 and c0, of the variant's parameters, and of b_ih, followed by that of b_hh's
+//   last third where that is none of b_ih's
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -22,11 +22,12 @@ struct VariantOperands {
   Tensor gates_x, h0;
   Maybe c0;
   Tensor w_hh;
-  Maybe b_hh, w_hr, extra, mask, draws, batch_sizes;
+  Maybe b_ih, b_hh, w_hr, extra, mask, draws, batch_sizes;
   std::int64_t T, N, H, P, R, rows, GH, E;
 
   VariantOperands(const std::string& cell, Tensor gates_x_, Tensor h0_, Maybe c0_, Tensor w_hh_,
-                  Maybe b_hh_, Maybe w_hr_, Maybe extra_, Maybe mask_, Maybe draws_, Maybe sizes)
+                  Maybe b_ih_, Maybe b_hh_, Maybe w_hr_, Maybe extra_, Maybe mask_, Maybe draws_,
+                  Maybe sizes)
       : o(options_of(cell)), gates_x(gates_x_), h0(h0_), c0(c0_), w_hh(w_hh_) {
     using torch::headeronly::ScalarType;
     const auto type = gates_x.scalar_type();
@@ -49,11 +50,12 @@ struct VariantOperands {
     c0 = checked(c0, "c0", {N, H}, x);
     w_hh = checked(w_hh, "w_hh",
                    o.heads > 1 ? Sizes{o.heads, GH / o.heads, R / o.heads} : Sizes{GH, R}, x);
+    b_ih = checked(b_ih_, "b_ih", {GH}, x);
     b_hh = checked(b_hh_, "b_hh", {GH}, x);
     w_hr = checked(w_hr_, "w_hr", {P, H}, x);
-    E = (o.norm ? (o.lstm() ? GH + 2 * H : GH) : 0) + (o.peepholes ? (o.coupled ? 2 : 3) * H : 0);
-    // ln_ih comes first, and is not for here.
-    extra = checked(extra_, "extra", {E + (o.norm ? GH : 0)}, x);
+    E = (o.norm ? 2 * GH + (o.lstm() ? 2 * H : 0) : 0) +
+        (o.peepholes ? (o.coupled ? 2 : 3) * H : 0);
+    extra = checked(extra_, "extra", {E}, x);
     STD_TORCH_CHECK(E == 0 || extra.has_value(), "fused_rnn: extra should have ", E, " values");
     mask = checked(mask_, "mask", {N, R}, x);
     STD_TORCH_CHECK(!mask.has_value() || o.dropout > 0,
@@ -79,6 +81,7 @@ struct VariantOperands {
     a.h0 = h0.const_data_ptr();
     a.c0 = o.lstm() ? read(c0) : nullptr;
     a.w_hh = w_hh.const_data_ptr();
+    a.b_ih = read(b_ih);
     a.b_hh = read(b_hh);
     a.w_hr = read(w_hr);
     const char* own = static_cast<const char*>(read(extra));
@@ -88,7 +91,7 @@ struct VariantOperands {
       return at;
     };
     if (o.norm) {
-      next(GH);
+      a.ln_ih = next(GH);
       a.ln_hh = next(GH);
       if (o.lstm()) {
         a.ln_c = next(H);
@@ -106,11 +109,11 @@ struct VariantOperands {
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(std::string cell, Tensor gates_x, Tensor h0,
-                                                        Maybe c0, Tensor w_hh, Maybe b_hh,
-                                                        Maybe w_hr, Maybe extra, Maybe mask,
-                                                        Maybe draws, Maybe batch_sizes,
+                                                        Maybe c0, Tensor w_hh, Maybe b_ih,
+                                                        Maybe b_hh, Maybe w_hr, Maybe extra,
+                                                        Maybe mask, Maybe draws, Maybe batch_sizes,
                                                         bool reverse, bool training, bool every_c) {
-  const VariantOperands in(cell, gates_x, h0, c0, w_hh, b_hh, w_hr, extra, mask, draws,
+  const VariantOperands in(cell, gates_x, h0, c0, w_hh, b_ih, b_hh, w_hr, extra, mask, draws,
                            batch_sizes);
   const VariantKept kept(in.o, in.H, in.P);
   const bool lstm = in.o.lstm();
@@ -128,10 +131,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(std::string cell, Tensor
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward(
-    std::string cell, Tensor gates_x, Tensor h0, Maybe c0, Tensor w_hh, Maybe b_hh, Maybe w_hr,
-    Maybe extra, Maybe mask, Maybe draws, Maybe batch_sizes, bool reverse, Tensor saved, Maybe dy,
-    Maybe dh_n, Maybe dc_n, Maybe dc) {
-  const VariantOperands in(cell, gates_x, h0, c0, w_hh, b_hh, w_hr, extra, mask, draws,
+    std::string cell, Tensor gates_x, Tensor h0, Maybe c0, Tensor w_hh, Maybe b_ih, Maybe b_hh,
+    Maybe w_hr, Maybe extra, Maybe mask, Maybe draws, Maybe batch_sizes, bool reverse, Tensor saved,
+    Maybe dy, Maybe dh_n, Maybe dc_n, Maybe dc) {
+  const VariantOperands in(cell, gates_x, h0, c0, w_hh, b_ih, b_hh, w_hr, extra, mask, draws,
                            batch_sizes);
   const VariantKept kept(in.o, in.H, in.P);
   const Tensor& x = in.gates_x;
@@ -144,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward
   Tensor dsums = in.empty(in.o.split() ? Sizes{in.rows, in.GH} : Sizes{0});
   Tensor dproj = in.empty(in.P > 0 ? Sizes{in.rows, in.P} : Sizes{0});
   Tensor dh0 = in.empty({in.N, in.R}), dc0 = in.empty(in.o.lstm() ? Sizes{in.N, in.H} : Sizes{0});
-  Tensor dextra = in.empty({in.E}), dbias = in.empty({in.o.own_bias() ? in.H : 0});
+  Tensor dextra = in.empty({in.E}), dbias = in.empty({in.GH + (in.o.own_bias() ? in.H : 0)});
   VariantBackwardArgs a{};
   in.fill(a, reverse);
   a.saved = saved.const_data_ptr();
@@ -166,8 +169,8 @@ std::int64_t kept_per_row(std::string cell, std::int64_t H, std::int64_t P) {
 }
 
 #define FUSED_RNN_OPERANDS                                                                     \
-  "str cell, Tensor gates_x, Tensor h0, Tensor? c0, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, " \
-  "Tensor? extra, Tensor? mask, Tensor? draws, Tensor? batch_sizes, bool reverse, "
+  "str cell, Tensor gates_x, Tensor h0, Tensor? c0, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, " \
+  "Tensor? w_hr, Tensor? extra, Tensor? mask, Tensor? draws, Tensor? batch_sizes, bool reverse, "
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fused_rnn, m) {
   m.def("variant_scan(" FUSED_RNN_OPERANDS

@@ -298,10 +298,17 @@ class LSTMCell(Cell, nn.LSTMCell):
 
     Args:
         input_size, hidden_size, bias, device, dtype: see :class:`torch.nn.LSTMCell`
+        zoneout, layer_norm, norm_eps, recurrent_activation, activation, use_peepholes,
+            input_forget, cell_clip, num_heads: see :class:`LSTM`, of which the cell is one step;
+            parameters are named without a layer, ``ln_hh``, say
+        recurrent_dropout: see :class:`LSTM`; a call in training mode then takes ``mask``
 
-    Inputs: input, (h_0, c_0)
+    Inputs: input, (h_0, c_0), mask
         - **input**: :math:`(N, H_{in})` or :math:`(H_{in})`
         - **h_0**, **c_0**: :math:`(N, H_{out})` or :math:`(H_{out})`. Default to zeros.
+        - **mask**: zeros and ones in the shape of **h_0**, the same for all steps of a sequence:
+          what :meth:`recurrent_mask` draws. Default: ``None``, with which a cell with
+          ``recurrent_dropout`` raises in training mode
 
     Outputs: (h_1, c_1)
         - **h_1**, **c_1**: the next states, in the shapes of the initial ones
@@ -324,14 +331,45 @@ class LSTMCell(Cell, nn.LSTMCell):
         bias: bool = True,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        norm_eps: float = 1e-5,
+        recurrent_activation: str | tuple[str, float, float] = "sigmoid",
+        activation: str = "tanh",
+        use_peepholes: bool = False,
+        input_forget: bool = False,
+        cell_clip: float | None = None,
+        num_heads: int = 1,
     ) -> None:
         """See the class."""
         super().__init__(input_size, hidden_size, bias, device, dtype)
+        self._vary(
+            "lstm",
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            layer_norm=layer_norm,
+            norm_eps=norm_eps,
+            recurrent_activation=recurrent_activation,
+            activation=activation,
+            use_peepholes=use_peepholes,
+            input_forget=input_forget,
+            cell_clip=cell_clip,
+            num_heads=num_heads,
+        )
 
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run one step."""
+        if self._variants is not None or mask is not None:
+            h, c = (None, None) if hx is None else self._pair(hx)
+            return self._run_varied(input, h, c, mask)
         if torch.compiler.is_compiling():
             return self._in_graph(input, hx)
         state: Any = None
@@ -355,10 +393,14 @@ class GRUCell(Cell, nn.GRUCell):
 
     Args:
         input_size, hidden_size, bias, device, dtype: see :class:`torch.nn.GRUCell`
+        zoneout, layer_norm, norm_eps, reset_after, recurrent_activation, activation, num_heads:
+            see :class:`GRU`
+        recurrent_dropout: see :class:`LSTMCell`
 
-    Inputs: input, hidden
+    Inputs: input, hidden, mask
         - **input**: :math:`(N, H_{in})` or :math:`(H_{in})`
         - **hidden**: :math:`(N, H_{out})` or :math:`(H_{out})`. Defaults to zeros.
+        - **mask**: see :class:`LSTMCell`
 
     Outputs: h'
         - **h'**: the next state, in the shape of the initial one
@@ -378,12 +420,37 @@ class GRUCell(Cell, nn.GRUCell):
         bias: bool = True,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
+        norm_eps: float = 1e-5,
+        reset_after: bool = True,
+        recurrent_activation: str | tuple[str, float, float] = "sigmoid",
+        activation: str = "tanh",
+        num_heads: int = 1,
     ) -> None:
         """See the class."""
         super().__init__(input_size, hidden_size, bias, device, dtype)
+        self._vary(
+            "gru",
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            layer_norm=layer_norm,
+            norm_eps=norm_eps,
+            reset_after=reset_after,
+            recurrent_activation=recurrent_activation,
+            activation=activation,
+            num_heads=num_heads,
+        )
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         """Run one step."""
+        if self._variants is not None or mask is not None:
+            result = self._run_varied(input, hx, None, mask)
+            return result[0] if isinstance(result, tuple) else result
         if torch.compiler.is_compiling():
             return self._in_graph(input, hx)
         state = self._step("gru", input, hx, None, hx is None)
@@ -403,10 +470,13 @@ class RNNCell(Cell, nn.RNNCell):
 
     Args:
         input_size, hidden_size, bias, nonlinearity, device, dtype: see :class:`torch.nn.RNNCell`
+        zoneout, layer_norm, norm_eps, num_heads: see :class:`RNN`
+        recurrent_dropout: see :class:`LSTMCell`
 
-    Inputs: input, hidden
+    Inputs: input, hidden, mask
         - **input**: :math:`(N, H_{in})` or :math:`(H_{in})`
         - **hidden**: :math:`(N, H_{out})` or :math:`(H_{out})`. Defaults to zeros.
+        - **mask**: see :class:`LSTMCell`
 
     Outputs: h'
         - **h'**: the next state, in the shape of the initial one
@@ -427,14 +497,36 @@ class RNNCell(Cell, nn.RNNCell):
         nonlinearity: Literal["tanh", "relu"] = "tanh",
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
+        norm_eps: float = 1e-5,
+        num_heads: int = 1,
     ) -> None:
         """See the class."""
         super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
+        self._vary(
+            _RNN_CELLS.get(nonlinearity, "rnn_tanh"),
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            layer_norm=layer_norm,
+            norm_eps=norm_eps,
+            num_heads=num_heads,
+        )
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         """Run one step."""
+        if self._variants is not None or mask is not None:
+            result = self._run_varied(input, hx, None, mask)
+            return result[0] if isinstance(result, tuple) else result
         if torch.compiler.is_compiling():
             return self._in_graph(input, hx)
+        after = self._by_operator(input, hx)
+        if after is not None:
+            return after
         state = self._step(_RNN_CELLS.get(self.nonlinearity), input, hx, None, hx is None)
         return self._not_fitting(input, hx) if state is None else state[0]
 

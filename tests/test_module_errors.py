@@ -252,20 +252,31 @@ def test_too_many_states_for_packed_sequences(layer, wrong, enforce_sorted):
 @pytest.mark.parametrize("packed", [False, True])
 def test_weights_of_wrong_shapes_are_never_read(layer, name, packed):
     ours = getattr(fused_rnn, layer)(3, 4, 2, bidirectional=True)
+    assert_never_read(ours, name, pack_sequence([z(5, 3), z(2, 3)]) if packed else z(5, 2, 3))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l1", "bias_hh_l0"])
+def test_weights_of_wrong_shapes_are_never_read_by_one_step(layer, name):
+    assert_never_read(getattr(fused_rnn, layer)(3, 4, 2), name, z(1, 2, 3))
+
+
+def assert_never_read(ours, name, x):
     weight = getattr(ours, name)
-    x = pack_sequence([z(5, 3), z(2, 3)]) if packed else z(5, 2, 3)
-    for wrong in (weight.detach()[1:], weight.detach()[..., 1:], weight.detach().unsqueeze(0)):
+    given = weight.detach()
+    for wrong in (given[1:], given[:1], given[..., 1:], given.unsqueeze(0)):
         weight.data = wrong.clone()
         with pytest.raises(RuntimeError, match=f"{name} should be"):
             ours(x)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_weights_of_several_dtypes(layer):
+@pytest.mark.parametrize("steps", [1, 5])
+def test_weights_of_several_dtypes(layer, steps):
     ours = getattr(fused_rnn, layer)(3, 4)
     ours.weight_hh_l0.data = ours.weight_hh_l0.data.double()
     with pytest.raises(RuntimeError, match="weight_hh_l0 should be"):
-        ours(z(5, 2, 3))
+        ours(z(steps, 2, 3))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -391,6 +402,15 @@ def test_a_cell_with_a_parameter_of_another_size(name, parameter, shape):
     error = outcome(lambda: cell(z(2, 3)))
     assert error[:2] == ("raised", RuntimeError)
     assert error[2].startswith(f"{name}: {parameter} should be ")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_whose_biases_are_both_of_another_size(name):
+    cell = getattr(fused_rnn, name)(3, 4)
+    cell.bias_ih, cell.bias_hh = (torch.nn.Parameter(z(1)) for _ in range(2))
+    error = outcome(lambda: cell(z(2, 3)))
+    assert error[:2] == ("raised", RuntimeError)
+    assert error[2].startswith(f"{name}: bias_ih should be ")
 
 
 @pytest.mark.parametrize("states", [1, 3])

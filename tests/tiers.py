@@ -98,6 +98,12 @@ CORE = {
     "backends/native/test_math.py::test_within_three_units_in_the_last_place": Rule(
         EACH_VALUE, "each function and each level; millions of numbers each"
     ),
+    "backends/triton/test_kernels.py::test_two_runs_are_bit_equal": Rule(
+        EACH_VALUE, "the interpreter runs one program after another: little can differ"
+    ),
+    "backends/triton/test_kernels.py::test_operands_stand_anywhere_in_their_storage": Rule(
+        EACH_VALUE, "half a second each in the interpreter, and pointers are taken in one place"
+    ),
     "backends/triton/test_compile.py::test_each_kernel_fits_at_its_largest": Rule(
         EACH_VALUE, "seconds each, and kernels of a type are alike on each GPU"
     ),
@@ -109,6 +115,10 @@ CORE = {
     ),
     "benchmarks/test_gpu.py::test_all_of_it_on_a_stand_in": Rule(
         NONE, "a minute and a half of processes; test_the_most_telling_on_a_stand_in has most parts"
+    ),
+    "variants/test_layers.py::test_compiled": Rule(EACH_VALUE, _TRACED),
+    "test_distributed.py::test_the_example_runs_sharded_too": Rule(
+        NONE, "four Pythons; test_two_processes_train_as_one has sharded layers"
     ),
     "test_examples_options.py::"
     "test_long_range_dependencies_are_learned_by_lstm_and_gru_alone": Rule(

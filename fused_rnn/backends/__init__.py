@@ -68,6 +68,7 @@ __all__ = [
     "inputs_of",
     "keep",
     "note",
+    "only_rules",
     "record",
     "select",
     "select_kernels",
@@ -375,6 +376,19 @@ def note(
 def asked_for() -> str | None:
     """Return the name that was chosen, by :class:`use_backend` or the environment, or None."""
     return _choice.get() or _environment
+
+
+def only_rules() -> bool:
+    """Return whether the rules here decide alone, and nobody wants to know: what is usual.
+
+    No name, no measurement, no first call that measures, no :func:`record`.
+    """
+    return (
+        asked_for() is None
+        and recording() is None
+        and _first_call is None
+        and not tuned.any_measured()
+    )
 
 
 def torch_ran(reason: str) -> None:

@@ -11,7 +11,7 @@ from fused_rnn.backends import machine, native
 from fused_rnn.backends.base import Problem
 from fused_rnn.backends.measured import Entry, Here, Table
 
-__all__ = ["add", "here", "measurement", "measurements"]
+__all__ = ["add", "any_measured", "here", "measurement", "measurements"]
 
 _measured = Table()
 _path: str | None = os.environ.get("FUSED_RNN_TUNED") or None  # until it has been read
@@ -40,6 +40,11 @@ def measurements() -> Table:
         _path = None
         _measured.add(table)
     return _measured
+
+
+def any_measured() -> bool:
+    """Return whether there may be a measurement of anything, in a time too short to be felt."""
+    return _path is not None or len(_measured) > 0
 
 
 def add(entries: Iterable[Entry]) -> None:

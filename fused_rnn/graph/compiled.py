@@ -45,12 +45,14 @@ def run_stack_in_graph(
     rows: Sequence[Row],
     *others: Any,
     recompute: bool = False,
+    masks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None] | str:
     """Do as :func:`fused_rnn.scans.stack.run_stack`, or return the reason why no graph can.
 
     Args:
         others: batch_sizes (None), n, dropout and training
         recompute: whether the nodes save nothing for a backward, which makes it anew
+        masks: recurrent dropout's, where they are given
     """
     if transforms.onnx_exports():
         if not stack.proj_size:
@@ -61,7 +63,8 @@ def run_stack_in_graph(
     if None in names:
         return "torch.nn runs it, which is no node of a graph"
     nodes = Nodes(keep=not recompute)
-    return run_stack(stack, x, h0, c0, rows, *others, backends=names, scan=nodes)  # type: ignore[misc]
+    how: dict[str, Any] = {"backends": names, "scan": nodes, "masks": masks}
+    return run_stack(stack, x, h0, c0, rows, *others, **how)
 
 
 def choose_in_graph(

@@ -134,8 +134,9 @@ def _quantized_forward(cell: str, x: Shape, h0: Shape, c0: Any, *others: Any, **
 
 
 def _variant_scan(
-    cell: str, gates_x: Shape, h0: Shape, c0: Any, w_hh: Shape, b_hh: Any, w_hr: Any, *_: Any
-) -> int:
+    cell: str, gates_x: Shape, h0: Shape, c0: Any, w_hh: Shape, b_ih: Any, b_hh: Any, w_hr: Any,
+    *_: Any,
+) -> int:  # fmt: skip
     # One product with each weight, in either direction; torch counts those of its own around it.
     return 2 * gates_x[0] * (prod(w_hh) + _projection(w_hr))
 

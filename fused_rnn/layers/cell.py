@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import _VF, Tensor, nn
 
+from fused_rnn.backends import only_rules, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.layers.dropin import DropIn
+from fused_rnn.layers.varied_cell import VariedCell
 from fused_rnn.scans.checks import check_cell
 from fused_rnn.scans.stack import CELL_MISFIT, run_cell
 
@@ -20,9 +23,13 @@ _CELLS: dict[type[nn.Module], str] = {
     nn.RNNCell: "rnn_tanh",
 }
 
+_OPERATORS = {"tanh": _VF.rnn_tanh_cell, "relu": _VF.rnn_relu_cell}
 
-class Cell(DropIn, nn.RNNCellBase):
+
+class Cell(VariedCell, DropIn, nn.RNNCellBase):
     """What LSTMCell, GRUCell and RNNCell have in common."""
+
+    _torch: ClassVar[type[nn.Module]]
 
     def _step(
         self, cell: str | None, x: Any, h: Any, c: Any, zeros: bool
@@ -47,6 +54,37 @@ class Cell(DropIn, nn.RNNCellBase):
             h, c = state
             return h.squeeze(0), c if c is None else c.squeeze(0)
         return state
+
+    def _by_operator(self, x: Any, h: Any) -> Tensor | None:
+        """Run a step of a plain cell that trains by torch's operator, or return None.
+
+        That is what :func:`run_cell` comes to if nobody has asked for something else; the way
+        there takes a tenth of a short step.
+        """
+        if not isinstance(x, Tensor) or x.dim() != 2:
+            return None
+        if h is not None and not (isinstance(h, Tensor) and h.dim() == 2):
+            return None
+        w_ih, w_hh, b_ih, b_hh = self._weights()
+        if w_ih is None or w_hh is None or not w_hh.requires_grad or not torch.is_grad_enabled():
+            return None
+        if not only_rules() or transforms.active() is not None:
+            return None
+        # The operator itself repeats a weight or a bias that has one row for many.
+        size = self.hidden_size
+        if w_hh.shape != (size, size) or w_ih.shape != (size, self.input_size):
+            return None
+        if b_ih is None or b_hh is None:
+            if b_ih is not b_hh:
+                return None
+        elif not b_ih.shape == b_hh.shape == (size,):
+            return None
+        operator = _OPERATORS.get(str(self.nonlinearity))
+        if operator is None:
+            return None
+        if h is None:
+            h = x.new_zeros(x.shape[0], size)
+        return operator(x, h, w_ih, w_hh, b_ih, b_hh)
 
     def _weights(self) -> tuple[Any, Any, Any, Any]:
         parameters = self._parameters

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from fused_rnn.backends import transforms
+from fused_rnn.scans.noise import masks_for
 from fused_rnn.variants import Variant, extra_sizes, from_options, variant_of
 from fused_rnn.variants.names import SIGMOID
 
-__all__ = ["OPTIONS", "PARAMETERS", "Varied"]
+__all__ = ["OPTIONS", "PARAMETERS", "MaybeVaried", "Varied"]
 
 # Those that name a variant, with what they are where they are off.
 OPTIONS: dict[str, Any] = {
@@ -31,12 +32,46 @@ OPTIONS: dict[str, Any] = {
 PARAMETERS = "ln_", "peephole_"
 
 
-class Varied(nn.RNNBase):
+class MaybeVaried(nn.Module):
+    """What layers and cells that may be variants of themselves have in common."""
+
+    # The variant's name in training mode, and in eval mode; on the class, as most have no options.
+    _variants: tuple[str, str] | None = None
+
+    def _name(self, variant: Variant) -> None:
+        self._variants = variant.name(), variant._replace(recurrent_dropout=0.0).name()
+
+    def _variant(self) -> Variant | None:
+        return None if self._variants is None else variant_of(self._variants[0])
+
+    def _lacking(self) -> str:
+        """Return the options that torch.nn has not, in words: "layer_norm and no zoneout"."""
+        variant = self._variant()
+        return " and no ".join(() if variant is None else variant.changed)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew; norms begin with gains of one and biases of zero."""
+        super().reset_parameters()  # type: ignore[misc]
+        for name, parameter in self._parameters.items():
+            if name.startswith("ln_") and parameter is not None:
+                nn.init.constant_(parameter, 0.0 if name.startswith("ln_c_bias") else 1.0)
+
+    def extra_repr(self) -> str:
+        """Return torch.nn's, and the options that make a variant."""
+        variant = self._variant()
+        options = {} if variant is None else _as_given(variant)
+        return super().extra_repr() + "".join(f", {k}={v!r}" for k, v in options.items())
+
+    def _mask_expected(self) -> bool:
+        """Return whether a single step has to be given a mask: it knows of no sequence."""
+        variant = self._variant()
+        return self.training and variant is not None and variant.recurrent_dropout > 0
+
+
+class Varied(MaybeVaried, nn.RNNBase):
     """The part of LSTM, GRU and RNN that makes them variants of themselves."""
 
     _torch: ClassVar[type[nn.RNNBase]]
-    # The variant's name in training mode, and in eval mode; on the class, as most have no options.
-    _variants: tuple[str, str] | None = None
 
     if TYPE_CHECKING:
         nonlinearity: Any
@@ -49,7 +84,7 @@ class Varied(nn.RNNBase):
         )
         if not variant.changed:
             return
-        self._variants = variant.name(), variant._replace(recurrent_dropout=0.0).name()
+        self._name(variant)
         made = [self._vary_row(variant, k, names) for k, names in enumerate(self._all_weights)]
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._init_flat_weights()
@@ -78,32 +113,40 @@ class Varied(nn.RNNBase):
             self.register_parameter(name, nn.Parameter(like.new_empty(shape)))
         return bool(anew)
 
-    def _variant(self) -> Variant | None:
-        return None if self._variants is None else variant_of(self._variants[0])
-
     def _cell_name(self) -> str:
         """Return what the layers' scans are of: a plain cell's name, or a variant's."""
         if self._variants is None:
             return self.mode.lower()
         return self._variants[0 if self.training else 1]
 
-    def reset_parameters(self) -> None:
-        """Draw the weights anew; norms begin with gains of one and biases of zero."""
-        super().reset_parameters()
-        for name, parameter in self._parameters.items():
-            if name.startswith("ln_") and parameter is not None:
-                nn.init.constant_(parameter, 0.0 if name.startswith("ln_c_bias") else 1.0)
+    def recurrent_mask(self, n: int) -> Tensor | None:
+        r"""Draw the mask of ``recurrent_dropout`` that :meth:`step` takes, one for all steps.
+
+        Args:
+            n: how many sequences
+
+        Returns:
+            zeros and ones of shape :math:`(\text{num\_layers}, N, H_{out})`, in the weights' dtype
+            and on their device; ``None`` in eval mode, or without ``recurrent_dropout``
+
+        Examples::
+
+            >>> rnn = fused_rnn.GRU(10, 20, recurrent_dropout=0.25)
+            >>> state, mask = None, rnn.recurrent_mask(3)
+            >>> for x in torch.randn(5, 3, 10):
+            ...     output, state = rnn.step(x, state, mask=mask)
+        """
+        variant = self._variant()
+        if variant is None or not self._mask_expected():
+            return None
+        like: Tensor = self._parameters[self._all_weights[0][0]]  # type: ignore[assignment]
+        size = self.proj_size or self.hidden_size
+        return masks_for(like, variant.recurrent_dropout, self.num_layers, n, size)
 
     def flatten_parameters(self) -> None:
         """Do as torch.nn's, which is for cuDNN: there is none for variants."""
         if self._variants is None:
             super().flatten_parameters()
-
-    def extra_repr(self) -> str:
-        """Return torch.nn's, and the options that make a variant."""
-        variant = self._variant()
-        options = {} if variant is None else _as_given(variant)
-        return super().extra_repr() + "".join(f", {k}={v!r}" for k, v in options.items())
 
     def _refuse_torch(self, input: Any, hx: Any, reason: str) -> None:
         """Raise where a variant cannot be left to torch.nn, in its words if it refuses too."""
@@ -125,11 +168,6 @@ class Varied(nn.RNNBase):
             f"{self._torch.__name__}: {reason}, and torch.nn's own forward, which runs such calls, "
             f"has no {self._lacking()}"
         )
-
-    def _lacking(self) -> str:
-        """Return the options that torch.nn has not, in words: "layer_norm and no zoneout"."""
-        variant = self._variant()
-        return " and no ".join(() if variant is None else variant.changed)
 
 
 def _as_given(variant: Variant) -> dict[str, Any]:

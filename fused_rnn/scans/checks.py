@@ -27,6 +27,7 @@ __all__ = [
     "check_bool",
     "check_cell",
     "check_weights",
+    "expected_shapes",
     "foreign",
     "misfit",
 ]
@@ -131,7 +132,8 @@ def _weight_shapes(
 
 
 @transforms.constant_in_graphs
-def _expected_shapes(*stack: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
+def expected_shapes(*stack: Any) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Return the shapes of the weights of a :class:`Stack`, for each layer and direction."""
     # TorchDynamo warns of a cached function that it has to trace through.
     return _weight_shapes(*stack)
 
@@ -206,7 +208,7 @@ def check_weights(
         RuntimeError: if a weight has the wrong shape, or not the dtype and device of the first one.
     """
     dtype, device = rows[0][0].dtype, rows[0][0].device
-    shapes = _expected_shapes(*stack)
+    shapes = expected_shapes(*stack)
     if len(rows) != len(shapes):
         raise RuntimeError(f"weights should have {len(shapes)} rows, got {len(rows)}")
     for k, (row, row_shapes) in enumerate(zip(rows, shapes, strict=True)):

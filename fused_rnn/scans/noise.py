@@ -7,7 +7,7 @@ know of it; and for sequences as the user has them, however they are packed for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,15 @@ from fused_rnn.backends import AnyInputs, Inputs, VariantInputs
 from fused_rnn.scans.checks import Row, Stack
 from fused_rnn.variants import Variant, extra_sizes
 
-__all__ = ["Noise", "Whose", "inputs_for", "operands", "variant_operands"]
+__all__ = [
+    "Noise",
+    "Whose",
+    "checked_mask",
+    "inputs_for",
+    "masks_for",
+    "operands",
+    "variant_operands",
+]
 
 
 class Whose(NamedTuple):
@@ -38,6 +46,7 @@ class Noise:
         n: how many sequences are scanned
         training: without it nothing is drawn
         whose: None where they are the user's, in that order
+        masks: recurrent dropout's (L*D, N, R), where the user has drawn them; None: drawn here
     """
 
     def __init__(
@@ -48,15 +57,16 @@ class Noise:
         n: int,
         training: bool,
         whose: Whose | None,
+        masks: Tensor | None = None,
     ) -> None:
         states, size = stack.layers * stack.directions, stack.proj_size or stack.hidden_size
         self._masks: Sequence[Tensor | None] = (None,) * states
         self._draws: Sequence[Tensor | None] = (None,) * states
         if training and variant.recurrent_dropout:
-            sequences = n if whose is None else whose.sequences
-            kept = drop(x.new_ones(states, sequences, size), variant.recurrent_dropout, True)
-            kept = (kept != 0).to(x.dtype)  # its scale, in half precision, would be a rounded one
-            self._masks = (kept if whose is None else kept[:, whose.number]).unbind(0)
+            if masks is None:
+                sequences = n if whose is None else whose.sequences
+                masks = masks_for(x, variant.recurrent_dropout, states, sequences, size)
+            self._masks = (masks if whose is None else masks[:, whose.number]).unbind(0)
         if training and any(variant.zoneout):
             seeds = torch.randint(2**62, (states, 1), dtype=torch.int64, device=x.device)
             number = torch.arange(n, device=x.device) if whose is None else whose.number
@@ -64,13 +74,43 @@ class Noise:
                 torch.zeros_like(number) if whose is None or whose.first is None else whose.first
             )
             self._draws = [
-                torch.stack([seed + torch.zeros_like(number), first, number], 1)
-                for seed in seeds.unbind(0)
+                torch.stack([seed.expand(n), first, number], 1) for seed in seeds.unbind(0)
             ]
 
     def of(self, k: int) -> tuple[Tensor | None, Tensor | None]:
         """Return mask (N, R) and draws (N, 3) of the k-th layer and direction."""
         return self._masks[k], self._draws[k]
+
+
+def masks_for(like: Tensor, p: float, states: int, sequences: int, size: int) -> Tensor:
+    """Return recurrent dropout's masks of zeros and ones (states, sequences, size)."""
+    kept = drop(like.new_ones(states, sequences, size), p, True)
+    return kept.sign()  # its scale, in half precision, would be a rounded one
+
+
+def checked_mask(name: str, mask: Any, shape: tuple[int, ...], x: Tensor, expected: bool) -> Tensor:
+    """Return the mask that a single step was given, in the dtype of x.
+
+    Args:
+        name: of what takes it, for messages
+        expected: whether there is something to be dropped
+
+    Raises:
+        RuntimeError: if there is no mask, or it is not expected.
+        TypeError, ValueError: if it is no tensor, or of another shape.
+    """
+    if not expected:
+        raise RuntimeError(f"{name}: mask goes with recurrent_dropout in training mode")
+    if mask is None:
+        raise RuntimeError(
+            f"{name}: recurrent_dropout has one mask for all steps of a sequence, which a single "
+            "step in training mode does not know: give it as mask, which recurrent_mask() draws"
+        )
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: mask should be a tensor, got: {type(mask).__name__}")
+    if mask.shape != shape:
+        raise ValueError(f"{name}: mask should have shape {shape}, got: {tuple(mask.shape)}")
+    return mask.to(x.dtype)
 
 
 def operands(row: Row) -> tuple[Tensor | None, ...]:

@@ -137,6 +137,7 @@ def run_stack(
     cut: bool = False,
     recompute: bool = False,
     whose: Whose | None = None,
+    masks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run layers on layers of scans over operands that are known to fit together.
 
@@ -146,6 +147,7 @@ def run_stack(
             that one gives way to :func:`fused_rnn.scans.autograd.scan_both`
         cut, recompute: see :func:`choose`
         whose: what variants have to know of the order of sequences, where it is not the user's
+        masks: recurrent dropout's (L*D, N, R), where they are not to be drawn
 
     Shape:
         - x: (T, N, I), or (rows, I) for packed data
@@ -162,7 +164,7 @@ def run_stack(
     x = x.contiguous()
     h0s, c0s = _initial_states(stack, x, h0, c0, n)
     variant = variant_of(stack.cell)
-    noise = None if variant is None else Noise(variant, stack, x, n, training, whose)
+    noise = None if variant is None else Noise(variant, stack, x, n, training, whose, masks)
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
     y: Any  # what each direction gave out

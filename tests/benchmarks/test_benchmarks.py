@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -290,6 +291,10 @@ def test_rounds_interleave_the_peers(monkeypatch):
 def test_a_peer_is_not_timed_while_threads_of_another_still_run():
     busy = threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 400_000))
     busy.start()
+    # It waits for Python's lock first, and while it waits it does not run.
+    own_time = time.pthread_getcpuclockid(busy.ident)
+    while time.clock_gettime(own_time) < 0.005:
+        time.sleep(0.001)
     waited = timing._settle()
     still_busy = busy.is_alive()
     busy.join()

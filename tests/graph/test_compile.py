@@ -103,7 +103,9 @@ class EachLayer(nn.ModuleList):
         return tuple(model(x) for model in self)
 
 
-def test_inductor(device):
+def test_inductor(device, monkeypatch):
+    # No processes beside this one, which import torch each: there is little to compile.
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
     model = EachLayer({"num_layers": 2, "bidirectional": True}).to(device)
     compiled = torch.compile(model, fullgraph=True)
     x = torch.randn(5, 2, 3, device=device)

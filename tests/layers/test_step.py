@@ -115,6 +115,18 @@ def test_torch_asked_for_runs_its_layer():
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_backend_asked_for_runs_one_step(layer, monkeypatch):
+    ran = []
+    forward = BACKENDS["reference"].forward
+    monkeypatch.setattr(
+        BACKENDS["reference"], "forward", lambda *args: ran.append(args) or forward(*args)
+    )
+    with fused_rnn.use_backend("reference"):
+        getattr(fused_rnn, layer)(I, H)(torch.randn(1, N, I))
+    assert ran
+
+
 def test_explain_of_one_step_names_its_layers():
     module = fused_rnn.GRU(I, H, 2)
     one, two = (fused_rnn.explain(module, torch.randn(steps, N, I)) for steps in (1, 2))

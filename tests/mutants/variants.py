@@ -71,8 +71,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "py-variants-gradient-of-the-gain",
         "fused_rnn/backends/native/variants.py",
-        "extra=dextra if dln_ih is None else torch.cat([dln_ih, dextra]),",
-        "extra=dextra if dln_ih is None else torch.cat([dln_ih * 2, dextra]),",
+        "extra=dextra,",
+        "extra=dextra * 2,",
         _NATIVE,
     ),
     Mutant(
@@ -109,14 +109,14 @@ MUTANTS: tuple[Mutant, ...] = (
 KERNELS: tuple[Mutant, ...] = (
     Mutant(
         "cpp-variants-philox-rounds",
-        "csrc/cpu/variants/rows.h",
+        "csrc/cpu/variants/philox.h",
         "round < 10",
         "round < 9",
         _NATIVE,
     ),
     Mutant(
         "cpp-variants-norm-back-without-slope",
-        "csrc/cpu/variants/rows.h",
+        "csrc/cpu/variants/norms.h",
         "(g - mean - hat * slope)",
         "(g - mean)",
         _NATIVE,
@@ -137,23 +137,23 @@ KERNELS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "cpp-variants-reset-without-its-share",
-        "csrc/cpu/variants/backward.h",
+        "csrc/cpu/variants/backward_rows.h",
         "store<T>(d + j, dv * r, valid);",
         "store<T>(d + j, dv, valid);",
         _NATIVE,
     ),
     Mutant(
         "cpp-variants-clip-passes",
-        "csrc/cpu/variants/backward.h",
-        "dv = c >= limit ? V{} : dv;",
-        "dv = c >= limit ? dv : dv;",
+        "csrc/cpu/variants/rows.h",
+        "d = v >= high ? Vec<T>{} : d;",
+        "d = v >= high ? d : d;",
         _NATIVE,
     ),
     Mutant(
         "cpp-variants-every-c-before-zoneout",
-        "csrc/cpu/variants/forward.h",
-        "std::copy_n(after, H_, of(a_.c) + at.row * H_);",
-        "std::copy_n(c, H_, of(a_.c) + at.row * H_);",
+        "csrc/cpu/variants/forward_rows.h",
+        "store<T>(every_c + j, carried, valid);",
+        "store<T>(every_c + j, after, valid);",
         _NATIVE,
     ),
     Mutant(

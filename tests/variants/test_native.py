@@ -115,14 +115,14 @@ def test_an_empty_batch(layer):
 def test_what_the_ops_refuse():
     op = torch.ops.fused_rnn.variant_scan.default
     h = torch.zeros(2, 4)
-    rest = None, None, None, None, None, None, False, False, False
+    rest = None, None, None, None, None, None, None, False, False, False
     for name, gates_x, w_hh, message in (
         ("gru;reset_after", torch.zeros(6, 12), torch.zeros(12, 4), "options that there are"),
         ("gru;foo=1", torch.zeros(6, 12), torch.zeros(12, 4), "options that there are"),
         ("gru;num_heads=2", torch.zeros(6, 12), torch.zeros(12, 4), "w_hh should have shape"),
         ("gru;zoneout=0.1,0", torch.zeros(6, 13), torch.zeros(12, 4), "G.H features, G = 3"),
         ("gru;zoneout=0.1,0", torch.zeros(5, 12), torch.zeros(12, 4), "should have T.N rows"),
-        ("gru;layer_norm=1e-5", torch.zeros(6, 12), torch.zeros(12, 4), "extra should have 12"),
+        ("gru;layer_norm=1e-5", torch.zeros(6, 12), torch.zeros(12, 4), "extra should have 24"),
         ("gru;num_heads=0", torch.zeros(6, 12), torch.zeros(12, 4), "options that there are"),
         ("gru;num_heads=1.5", torch.zeros(6, 12), torch.zeros(12, 4), "options that there are"),
         ("gru;recurrent_activation=x", torch.zeros(6, 12), torch.zeros(12, 4), "that there are"),
@@ -138,7 +138,10 @@ def test_what_the_ops_refuse():
 
 def test_a_mask_goes_with_its_option():
     op = torch.ops.fused_rnn.variant_scan.default
-    h, rest = torch.zeros(2, 4), (None, None, torch.ones(2, 4), None, None, False, False, False)
+    h, rest = (
+        torch.zeros(2, 4),
+        (None, None, None, torch.ones(2, 4), None, None, False, False, False),
+    )
     with pytest.raises(RuntimeError, match="mask goes with recurrent_dropout"):
         op("gru;num_heads=1", torch.zeros(6, 12), h, None, torch.zeros(12, 4), None, *rest)
 

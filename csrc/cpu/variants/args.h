@@ -1,7 +1,7 @@
 // What variants of the cells are asked for: options and operands of a scan, in plain structs. No torch.
 //
-// Only what goes from step to step is here. What the input says to the gates, W_ih x with its norm and
-// bias, comes made, and the gradients of the weights are products of what backward leaves.
+// Only what goes from step to step is here. The input's product W_ih x comes made, and the gradients of
+// the weights are products of what backward leaves.
 //
 // Dims as in scan.h; k heads of u = H/k units hear R/k of h. All arrays are row-major and contiguous, of
 // float, or of double where `wide`.
@@ -26,7 +26,7 @@ struct VariantOptions {
 
   bool lstm() const { return cell == CellKind::kLstm; }
   bool gru() const { return cell == CellKind::kGru; }
-  // What W_hh h is to the input's gates is not what it is to the gates: the two have gradients apart.
+  // The products with x and with h have gradients apart.
   bool split() const { return norm || (gru() && !reset_before); }
   // The gradient of b_hh's last third is none of the others.
   bool own_bias() const { return gru() && !reset_before; }
@@ -39,7 +39,13 @@ struct VariantKept {
   std::int64_t c, c_kept;               // the new c, and what zoneout made of it
   std::int64_t sums, proj;              // before their norm (G*H,); before zoneout (P,)
   std::int64_t past;                    // a GRU's h before the step, which is heard but for dropout
+  std::int64_t stats;                   // mean and scale of each norm, in the order below
   std::int64_t total;
+
+  // The norms of a row: of W_ih x, of W_hh h, and of c or of a second recurrent product, as no cell has
+  // both.
+  static constexpr int kOfX = 0, kOfH = 1, kOfC = 2, kOfLate = 2;
+  static constexpr std::int64_t kStats = 2 * 3;
 
   VariantKept(const VariantOptions& o, std::int64_t H, std::int64_t P) {
     std::int64_t at = 0;
@@ -53,6 +59,7 @@ struct VariantKept {
     sums = room(o.norm ? o.gates * H : 0);
     proj = room(o.proj_clip > 0 ? P : 0);
     past = o.gru() && o.dropout > 0 ? room(H) : heard;
+    stats = room(!o.norm ? 0 : o.lstm() || o.reset_before ? kStats : 2 * 2);
     total = at;
   }
 };
@@ -63,13 +70,15 @@ struct VariantArgs {
   std::int64_t T, N, H, P;
   const std::int64_t* batch_sizes;  // as in ScanArgs
   bool reverse;
-  const void* gates_x;        // (rows, G*H)
+  const void* gates_x;        // (rows, G*H)  W_ih x; backward reads it with norms alone
   const void* h0;             // (N, R)
   const void* c0;             // (N, H)       LSTM; null otherwise, and so below
   const void* w_hh;           // (k, G*u, R/k)
-  const void* b_hh;           // (G*H,)       null: zero
+  const void* b_ih;           // (G*H,)       null: zero, and so b_hh
+  const void* b_hh;           // (G*H,)
   const void* w_hr;           // (P, H)
-  const void* ln_hh;          // (G*H,)       with norms
+  const void* ln_ih;          // (G*H,)       with norms
+  const void* ln_hh;          // (G*H,)
   const void* ln_c;           // (H,)
   const void* ln_c_bias;      // (H,)
   const void* peephole;       // (3*H,), or (2*H,) where the gates are coupled
@@ -98,8 +107,9 @@ struct VariantBackwardArgs : VariantArgs {
   void* dproj;       // (rows, P)    of W_hr's product, where P > 0
   void* dh0;         // (N, R)
   void* dc0;         // (N, H)
-  void* dextra;      // ln_hh, ln_c, ln_c_bias, peephole one after the other, those that there are
-  void* dbias;       // (H,)         of b_hh's last third, where options.own_bias()
+  void*
+      dextra;   // ln_ih, ln_hh, ln_c, ln_c_bias, peephole one after the other, those that there are
+  void* dbias;  // (G*H,)       of b_ih; then (H,) of b_hh's last third, where options.own_bias()
 };
 
 namespace cpu {

@@ -1,133 +1,104 @@
-// What forward and backward share: arithmetic on the rows of a step, and the masks.
+// What forward and backward share: sizes, how rows are cut, activations, zoneout.
 #pragma once
 
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
 
-// Philox4x32-10 (Salmon et al. 2011) for 64 units: 16 counters, whose four words are of 16 units each.
-inline void philox(std::uint32_t block, std::uint32_t step, std::uint32_t number,
-                   std::uint32_t which, std::uint64_t seed, std::uint32_t* out) {
-  constexpr int kL = 16;
-  std::uint32_t a[kL], b[kL], c[kL], d[kL];
-  for (int l = 0; l < kL; ++l) {
-    a[l] = block * kL + static_cast<std::uint32_t>(l);
-    b[l] = step, c[l] = number, d[l] = which;
-  }
-  std::uint32_t k = static_cast<std::uint32_t>(seed), q = static_cast<std::uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int l = 0; l < kL; ++l) {
-      const std::uint64_t first = std::uint64_t{0xD2511F53u} * a[l];
-      const std::uint64_t second = std::uint64_t{0xCD9E8D57u} * c[l];
-      a[l] = static_cast<std::uint32_t>(second >> 32) ^ b[l] ^ k;
-      c[l] = static_cast<std::uint32_t>(first >> 32) ^ d[l] ^ q;
-      b[l] = static_cast<std::uint32_t>(second);
-      d[l] = static_cast<std::uint32_t>(first);
-    }
-    k += 0x9E3779B9u, q += 0xBB67AE85u;
-  }
-  std::memcpy(out, a, sizeof(a));
-  std::memcpy(out + kL, b, sizeof(b));
-  std::memcpy(out + 2 * kL, c, sizeof(c));
-  std::memcpy(out + 3 * kL, d, sizeof(d));
-}
-
+// The gates' activations and their slopes. By value: of an object that others know a compiler reads the
+// options again after every store.
 template <class T>
-struct Moments {
-  T mean, scale;  // 1 / sqrt(variance + eps)
+struct Activations {
+  using V = Vec<T>;
+
+  explicit Activations(const VariantOptions& o)
+      : hard(o.hard),
+        rectified(o.lstm() || o.gru() ? o.relu : o.cell == CellKind::kRnnRelu),
+        alpha(static_cast<T>(o.alpha)),
+        beta(static_cast<T>(o.beta)) {}
+
+  const bool hard, rectified;
+  const T alpha, beta;
+
+  FUSED_RNN_INLINE V gate(V a) const {
+    if (!hard) {
+      return sigmoid(a);
+    }
+    const V one = V{} + T{1}, v = a * alpha + beta;
+    const V low = v < V{} ? V{} : v;
+    return low > one ? one : low;
+  }
+  // Its slope where its value is s.
+  FUSED_RNN_INLINE V gate_slope(V s) const {
+    const V one = V{} + T{1};
+    if (!hard) {
+      return s * (one - s);
+    }
+    const V low = s <= V{} ? V{} : V{} + alpha;
+    return s >= one ? V{} : low;
+  }
+  FUSED_RNN_INLINE V squash(V a) const { return rectified ? relu(a) : tanh(a); }
+  FUSED_RNN_INLINE V squash_slope(V v) const {
+    const V one = V{} + T{1};
+    if (!rectified) {
+      return one - v * v;
+    }
+    return v <= V{} ? V{} : one;
+  }
 };
 
 template <class T>
-T sum_of(Vec<T> v) {
-  T sum{};
-  for (std::int64_t i = 0; i < kLanes<T>; ++i) {
-    sum += v[i];
-  }
-  return sum;
+FUSED_RNN_INLINE Vec<T> clipped(Vec<T> v, double limit) {
+  const Vec<T> high = Vec<T>{} + static_cast<T>(limit), low = Vec<T>{} - static_cast<T>(limit);
+  const Vec<T> below = v > high ? high : v;
+  return below < low ? low : below;
 }
 
-// Calls f(first unit, how many) for vectors of `units` units.
-template <class T, class F>
-FUSED_RNN_INLINE void for_units(std::int64_t units, F&& f) {
-  std::int64_t j = 0;
-  for (; j + kLanes<T> <= units; j += kLanes<T>) {
-    f(j, kLanes<T>);
-  }
-  if (j < units) {
-    f(j, units - j);
-  }
-}
-
-// Lanes from `valid` on as zero: what is computed from the zeros there may be anything.
+// The gradient of what was clipped to v.
 template <class T>
-FUSED_RNN_INLINE Vec<T> only(Vec<T> v, std::int64_t valid) {
-  for (std::int64_t i = valid; i < kLanes<T>; ++i) {
-    v[i] = T{};
-  }
-  return v;
+FUSED_RNN_INLINE Vec<T> unclipped(Vec<T> d, Vec<T> v, double limit) {
+  const Vec<T> high = Vec<T>{} + static_cast<T>(limit);
+  d = v >= high ? Vec<T>{} : d;
+  return v <= -high ? Vec<T>{} : d;
 }
 
+// What zoneout does to the units of a row, by a mask or by the expectation.
 template <class T>
-Moments<T> moments_of(const T* row, std::int64_t units, double eps) {
-  Vec<T> sum{};
-  for_units<T>(units, [&](std::int64_t j, std::int64_t valid) { sum += load(row + j, valid); });
-  const T mean = sum_of<T>(sum) / static_cast<T>(units);
-  Vec<T> squares{};
-  for_units<T>(units, [&](std::int64_t j, std::int64_t valid) {
-    const Vec<T> d = only<T>(load(row + j, valid) - mean, valid);
-    squares += d * d;
-  });
-  const T variance = sum_of<T>(squares) / static_cast<T>(units);
-  return {mean, T{1} / std::sqrt(variance + static_cast<T>(eps))};
-}
+struct Zone {
+  using V = Vec<T>;
 
-// out = gain (row - mean) scale + bias; `out` may be `row`.
-template <class T>
-void normalise(const T* row, std::int64_t units, double eps, const T* gain, const T* bias, T* out) {
-  const Moments<T> m = moments_of(row, units, eps);
-  for_units<T>(units, [&](std::int64_t j, std::int64_t valid) {
-    Vec<T> v = (load(row + j, valid) - m.mean) * m.scale * load(gain + j, valid);
-    if (bias != nullptr) {
-      v += load(bias + j, valid);
+  const T* keep;  // 1 where a unit keeps its old value, else 0; null: the expectation
+  T kept, rest;
+
+  FUSED_RNN_INLINE V of(V before, V after, std::int64_t j, std::int64_t valid) const {
+    if (keep == nullptr) {
+      return before * kept + after * rest;
     }
-    store<T>(out + j, v, valid);
-  });
-}
+    return load(keep + j, valid) != V{} ? before : after;
+  }
 
-// From the gradient `d` of what is normalised that of `row`, into `out`, which may be `d`; adds the
-// gain's, and the bias' where there is one.
-template <class T>
-void normalise_back(const T* row, const T* d, std::int64_t units, double eps, const T* gain, T* out,
-                    T* dgain, T* dbias) {
-  const Moments<T> m = moments_of(row, units, eps);
-  Vec<T> sum{}, product{};
-  for_units<T>(units, [&](std::int64_t j, std::int64_t valid) {
-    const Vec<T> hat = (load(row + j, valid) - m.mean) * m.scale;
-    const Vec<T> dv = load(d + j, valid), g = dv * load(gain + j, valid);
-    sum += g;
-    product += g * hat;
-    store<T>(dgain + j, load(dgain + j, valid) + dv * hat, valid);
-    if (dbias != nullptr) {
-      store<T>(dbias + j, load(dbias + j, valid) + dv, valid);
+  // The shares of a gradient that the old value gets and the new one. Chosen, not multiplied: zero times
+  // what overflowed is no zero.
+  struct Shares {
+    V before, after;
+  };
+  FUSED_RNN_INLINE Shares back(V d, std::int64_t j, std::int64_t valid) const {
+    if (keep == nullptr) {
+      return {d * kept, d * rest};
     }
-  });
-  const T mean = sum_of<T>(sum) / static_cast<T>(units);
-  const T slope = sum_of<T>(product) / static_cast<T>(units);
-  for_units<T>(units, [&](std::int64_t j, std::int64_t valid) {
-    const Vec<T> hat = (load(row + j, valid) - m.mean) * m.scale;
-    const Vec<T> g = load(d + j, valid) * load(gain + j, valid);
-    store<T>(out + j, (g - mean - hat * slope) * m.scale, valid);
-  });
-}
+    const V keeps = load(keep + j, valid);
+    return {keeps != V{} ? d : V{}, keeps != V{} ? V{} : d};
+  }
+};
 
-// Of both passes: sizes, activations, zoneout.
 template <class T>
 class VariantScan {
  protected:
   using V = Vec<T>;
   static constexpr std::int64_t kW = kLanes<T>;
   static constexpr int kKeepH = 0, kKeepC = 1;
-  // Rows are cut the same way whoever takes them: sums over rows must not depend on that.
-  static constexpr std::int64_t kBlocks = 32;
+  // Rows are cut the same way whoever takes them: sums over rows must not depend on that. Of few rows,
+  // as each block has sums of its own, which are to stay in the cache.
+  static constexpr std::int64_t kBlocks = 32, kBlockRows = 4;
 
   explicit VariantScan(const VariantArgs& a, int members)
       : args_(a),
@@ -137,12 +108,19 @@ class VariantScan {
         H_(a.H),
         R_(a.P > 0 ? a.P : a.H),
         GH_(a.options.gates * a.H),
-        block_rows_(std::max<std::int64_t>(ceil_div(a.N, kBlocks), 1)),
+        block_rows_(std::max(ceil_div(a.N, kBlocks), kBlockRows)),
         room_(ceil_div(std::max(H_, R_), std::int64_t{64}) * 64),
         members_(members) {}
 
+  // Where a sequence is in a step.
+  struct Here {
+    std::int64_t n, k, row, block;
+  };
+
   // The time of scan step k.
   std::int64_t time(std::int64_t k) const { return args_.reverse ? args_.T - 1 - k : k; }
+
+  std::int64_t blocks() const { return ceil_div(args_.N, block_rows_); }
 
   // Calls f(n, block) for the sequences that step k has, and some of the steps' rows in each call.
   template <class F>
@@ -155,90 +133,38 @@ class VariantScan {
     });
   }
 
-  FUSED_RNN_INLINE V gate(V a) const {
-    if (!o_.hard) {
-      return sigmoid(a);
+  // Zoneout of sequence n in step k; its mask, where one is drawn, into keep (room_,).
+  Zone<T> zone(std::int64_t n, std::int64_t k, std::int64_t units, double p, int which,
+               T* keep) const {
+    if (args_.draws != nullptr) {
+      draw(n, k, units, p, which, keep);
     }
-    const V one = V{} + T{1}, v = a * static_cast<T>(o_.alpha) + static_cast<T>(o_.beta);
-    const V low = v < V{} ? V{} : v;
-    return low > one ? one : low;
-  }
-  // Its slope where its value is s.
-  FUSED_RNN_INLINE V gate_slope(V s) const {
-    const V one = V{} + T{1};
-    if (!o_.hard) {
-      return s * (one - s);
-    }
-    const V low = s <= V{} ? V{} : V{} + static_cast<T>(o_.alpha);
-    return s >= one ? V{} : low;
-  }
-  FUSED_RNN_INLINE V squash(V a) const { return o_.relu ? relu(a) : tanh(a); }
-  FUSED_RNN_INLINE V squash_slope(V v) const {
-    const V one = V{} + T{1};
-    if (!o_.relu) {
-      return one - v * v;
-    }
-    return v <= V{} ? V{} : one;
-  }
-  static FUSED_RNN_INLINE V clipped(V v, double limit) {
-    const V high = V{} + static_cast<T>(limit), low = V{} - static_cast<T>(limit);
-    const V below = v > high ? high : v;
-    return below < low ? low : below;
+    return {args_.draws != nullptr ? keep : nullptr, static_cast<T>(p), static_cast<T>(1 - p)};
   }
 
-  // 1 where a unit of sequence n keeps its old value in step k, 0 elsewhere, into keep (room_,).
   void draw(std::int64_t n, std::int64_t k, std::int64_t units, double p, int which,
             T* keep) const {
     const std::int64_t* const of = args_.draws + 3 * n;
-    const auto step = static_cast<std::uint32_t>(of[1] + time(k));
+    const Draw draw{static_cast<std::uint32_t>(of[1] + time(k)), static_cast<std::uint32_t>(of[2]),
+                    static_cast<std::uint32_t>(which), static_cast<std::uint64_t>(of[0])};
     const auto limit = static_cast<std::uint64_t>(std::nearbyint(p * 4294967296.0));
-    std::uint32_t words[64];
-    for (std::int64_t j = 0; j < units; j += 64) {
-      philox(static_cast<std::uint32_t>(j / 64), step, static_cast<std::uint32_t>(of[2]),
-             static_cast<std::uint32_t>(which), static_cast<std::uint64_t>(of[0]), words);
-      for (int i = 0; i < 64; ++i) {
-        keep[j + i] = words[i] < limit ? T{1} : T{0};
-      }
-    }
-  }
-
-  // now = what zoneout makes of it and of `old`; `keep` is scratch (room_,).
-  void zone(std::int64_t n, std::int64_t k, const T* old, T* now, std::int64_t units, double p,
-            int which, T* keep) const {
-    if (args_.draws != nullptr) {
-      draw(n, k, units, p, which, keep);
-      for_units<T>(units, [&](std::int64_t j, std::int64_t valid) {
-        const V before = load(old + j, valid), after = load(now + j, valid);
-        store<T>(now + j, load(keep + j, valid) != V{} ? before : after, valid);
-      });
+    if (limit == 0) {
+      std::fill_n(keep, room_, T{0});
       return;
     }
-    const T kept = static_cast<T>(p), rest = static_cast<T>(1 - p);
-    for_units<T>(units, [&](std::int64_t j, std::int64_t valid) {
-      store<T>(now + j, load(old + j, valid) * kept + load(now + j, valid) * rest, valid);
-    });
-  }
-
-  // The other way: of d, the gradient of what zone() made, `old` gets its share, and d keeps the rest.
-  void zone_back(std::int64_t n, std::int64_t k, T* d, T* old, std::int64_t units, double p,
-                 int which, T* keep) const {
-    const bool drawn = args_.draws != nullptr;
-    if (drawn) {
-      draw(n, k, units, p, which, keep);
+    const auto last = static_cast<std::uint32_t>(limit - 1);
+    for (std::int64_t j = 0; j < units; j += 64) {
+      philox(static_cast<std::uint32_t>(j / 64), draw, [&](std::uint32_t first, Words words) {
+        const Words keeps = same_bits<Words>(words <= last);
+        if constexpr (sizeof(T) == sizeof(std::uint32_t)) {
+          store<T>(keep + j + first, same_bits<V>(keeps & same_bits<Words>(V{} + T{1})));
+        } else {
+          for (std::int64_t i = 0; i < kLanes<float>; ++i) {
+            keep[j + first + i] = keeps[i] != 0 ? T{1} : T{0};
+          }
+        }
+      });
     }
-    const T kept = static_cast<T>(p), rest = static_cast<T>(1 - p);
-    for_units<T>(units, [&](std::int64_t j, std::int64_t valid) {
-      const V all = load(d + j, valid);
-      if (!drawn) {
-        store<T>(old + j, all * kept, valid);
-        store<T>(d + j, all * rest, valid);
-        return;
-      }
-      // Chosen, not multiplied: zero times what overflowed is no zero.
-      const V keeps = load(keep + j, valid);
-      store<T>(old + j, keeps != V{} ? all : V{}, valid);
-      store<T>(d + j, keeps != V{} ? V{} : all, valid);
-    });
   }
 
   HeadProduct<T> recurrent(int first, int last, bool back) const {

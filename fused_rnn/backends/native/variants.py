@@ -1,7 +1,7 @@
 """Scans of variants of the cells on a CPU: the kernels take what goes from step to step.
 
-What the input says to the gates, and the gradients of the weights, are products of all steps at
-once, which torch makes. In half precision all of it is computed in float32.
+The product with the input, and the gradients of the weights, are products of all steps at once,
+which torch makes. In half precision all of it is computed in float32.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def forward(
     rows = wide.x.flatten(0, -2)
     with torch.no_grad():
         projected = rows @ wide.w_ih.t()
-        gates_x = _settled(variant, projected, wide)
-        y, h_n, c_n, c, kept = _call("variant_scan", cell, gates_x, wide, batch_sizes, reverse)(
+        y, h_n, c_n, c, kept = _call("variant_scan", cell, projected, wide, batch_sizes, reverse)(
             training, every_c
         )
     y, c = (t.view(*inputs.x.shape[:-1], t.shape[1]) if t.dim() == 2 else t for t in (y, c))
@@ -83,29 +82,30 @@ def backward(
         given: dy, dh_n, dc_n and dc
     """
     variant, (dtype, wide) = _variant(cell), _widened(inputs)
-    kept, projected = saved if len(saved) == 2 else (*saved, None)
+    kept = saved[0]
     of_kept = kept.dtype
     dy, dh_n, dc_n, dc = (d if d is None else d.to(of_kept) for d in given)
     with torch.no_grad():
-        gates_x = kept.new_empty(len(kept), wide.w_ih.shape[0])  # for its sizes alone
+        rows = wide.w_ih.shape[0]
+        # Without norms for its sizes alone.
+        projected = saved[1] if len(saved) > 1 else kept.new_empty(len(kept), rows)
         dgates, dsums, dproj, dh0, dc0, dextra, dbias = _call(
-            "variant_scan_backward", cell, gates_x, wide, batch_sizes, reverse
+            "variant_scan_backward", cell, projected, wide, batch_sizes, reverse
         )(kept, _flat(dy), dh_n, dc_n, _flat(dc))
-        dx, dw_ih, db_ih, dln_ih = _of_input(variant, wide, dgates, projected, needs)
         sums = dsums if len(dsums) == len(dgates) and dsums.dim() == 2 else dgates
         size = wide.h0.shape[1]
         found = VariantInputs(
-            x=None if dx is None else dx.view_as(inputs.x),
+            x=(dgates @ wide.w_ih).view_as(inputs.x) if needs[0] else None,
             h0=dh0,
             c0=dc0,
-            w_ih=dw_ih,
+            w_ih=dgates.t() @ wide.x.flatten(0, -2) if needs[3] else None,
             w_hh=_of_recurrent(variant, sums, kept, size, wide.w_hh) if needs[4] else None,
-            b_ih=db_ih,
-            b_hh=_of_bias(dgates, dbias) if needs[6] else None,
+            b_ih=dbias[:rows],
+            b_hh=_of_bias(dbias, rows) if needs[6] else None,
             w_hr=dproj.t() @ kept[:, size : size + wide.w_hr.shape[1]]
             if wide.w_hr is not None and needs[7]
             else None,
-            extra=dextra if dln_ih is None else torch.cat([dln_ih, dextra]),
+            extra=dextra,
             mask=None,
             draws=None,
         )
@@ -145,8 +145,8 @@ def _call(
 ) -> Any:
     op = getattr(torch.ops.fused_rnn, name).default
     operands = (
-        cell, gates_x, wide.h0, wide.c0, wide.w_hh, wide.b_hh, wide.w_hr, wide.extra, wide.mask,
-        wide.draws, batch_sizes, reverse,
+        cell, gates_x, wide.h0, wide.c0, wide.w_hh, wide.b_ih, wide.b_hh, wide.w_hr, wide.extra,
+        wide.mask, wide.draws, batch_sizes, reverse,
     )  # fmt: skip
 
     def call(*more: Any) -> tuple[Tensor, ...]:
@@ -157,45 +157,6 @@ def _call(
             raise
 
     return call
-
-
-def _settled(variant: Variant, projected: Tensor, wide: VariantInputs) -> Tensor:
-    """Return what the input says to the gates, with its norm and bias."""
-    if variant.layer_norm is not None:
-        shape = projected.shape[1:]
-        gain = wide.extra[: shape[0]]
-        return torch.layer_norm(projected, shape, gain, wide.b_ih, variant.layer_norm)
-    return projected if wide.b_ih is None else projected.add_(wide.b_ih)
-
-
-def _of_input(
-    variant: Variant,
-    wide: VariantInputs,
-    dgates: Tensor,
-    projected: Tensor | None,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of x (rows, I), w_ih, b_ih and ln_ih."""
-    db_ih = dln_ih = None
-    if variant.layer_norm is None or projected is None:
-        db_ih = dgates.sum(0) if needs[5] else None
-    else:
-        shape = list(projected.shape[1:])
-        gain = wide.extra[: shape[0]]
-        _, mean, scale = torch.native_layer_norm(projected, shape, None, None, variant.layer_norm)
-        dgates, dln_ih, db_ih = torch.ops.aten.native_layer_norm_backward(
-            dgates,
-            projected,
-            shape,
-            mean,
-            scale,
-            gain,
-            wide.b_ih,
-            [True, True, wide.b_ih is not None],
-        )
-    dx = dgates @ wide.w_ih if needs[0] else None
-    dw_ih = dgates.t() @ wide.x.flatten(0, -2) if needs[3] else None
-    return dx, dw_ih, db_ih, dln_ih
 
 
 def _of_recurrent(variant: Variant, sums: Tensor, kept: Tensor, size: int, w_hh: Tensor) -> Tensor:
@@ -215,8 +176,7 @@ def _of_recurrent(variant: Variant, sums: Tensor, kept: Tensor, size: int, w_hh:
     return torch.cat([by_head[:, :2].flatten(1, 2) @ heard, by_head[:, 2] @ reset], 1)
 
 
-def _of_bias(dgates: Tensor, dbias: Tensor) -> Tensor:
-    """Return the gradient of b_hh, whose last third a GRU may have of its own."""
-    if not dbias.shape[0]:
-        return dgates.sum(0)
-    return torch.cat([dgates[:, : -dbias.shape[0]].sum(0), dbias])
+def _of_bias(dbias: Tensor, rows: int) -> Tensor:
+    """Return the gradient of b_hh: that of b_ih, but for a GRU's last third of its own."""
+    own = dbias.shape[0] - rows
+    return torch.cat([dbias[: rows - own], dbias[rows:]]) if own else dbias.clone()

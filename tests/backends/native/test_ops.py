@@ -6,7 +6,7 @@ from torch.library import opcheck
 
 from fused_rnn.backends import Inputs, native
 from fused_rnn.cells import CELLS
-from tests.operands import SMALL, SMALL_RAGGED, Shape, make_inputs
+from tests.operands import OF_OPERANDS, SMALL, SMALL_RAGGED, Shape, make_inputs
 
 pytestmark = pytest.mark.skipif(
     native.available() is not None, reason="the native module was not built"
@@ -32,24 +32,20 @@ def operands(variant, shape=SMALL, dtype=torch.float32, device="cpu"):
     return named
 
 
-# What of an op's promises hangs on its operands' dtypes, strides and ranks. Whether autograd and a
-# trace with symbolic sizes take it does not, and takes seconds: test_opcheck looks.
-OF_OPERANDS = "test_schema", "test_faketensor"
-
-
 def check_both_ways(variant, named, **utils):
     cell, _ = variant
     args = (*named.values(), True)
     every_c = [True] if CELLS[cell].has_cell_state else []
-    for training in (True, False):
-        opcheck(op(cell, "forward"), (*args, training), **utils)
-        opcheck(op(cell, "forward"), (*args, training, *every_c), **utils)
+    opcheck(op(cell, "forward"), (*args, True, *every_c), **utils)
+    for given in ((True,), (False, *every_c), (False,)):
+        opcheck(op(cell, "forward"), (*args, *given), test_utils=OF_OPERANDS)
     y, *states, saved = op(cell, "forward")(*args, True, *every_c)
     gradients = [torch.ones_like(t) for t in (y, *states)]
     last = [gradients.pop()] if every_c else []
-    for given, needs in ((gradients, ALL), ([None, *gradients[1:]], SOME)):
-        opcheck(op(cell, "backward"), (*args, y, saved, *given, needs), **utils)
-        opcheck(op(cell, "backward"), (*args, y, saved, *given, needs, *last), **utils)
+    opcheck(op(cell, "backward"), (*args, y, saved, *gradients, ALL, *last), **utils)
+    some = None, *gradients[1:], SOME
+    for given in ((*some, *last), some, (*gradients, ALL)):
+        opcheck(op(cell, "backward"), (*args, y, saved, *given), test_utils=OF_OPERANDS)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -24,6 +24,7 @@ from tests.backends.native.cuda.test_stepwise import kernel as stepwise_kernel  
 from tests.conftest import TOLERANCES
 from tests.native.simt.library import Machine, stepwise
 from tests.operands import (
+    OF_OPERANDS,
     SHAPES,
     SMALL,
     as_double,
@@ -312,14 +313,13 @@ register_once = functools.cache(native_fakes.register)  # torch 2.11 takes no se
 @pytest.mark.usefixtures("kernel")
 def test_opcheck(ops, variant, shape):  # noqa: F811
     register_once("fused_rnn_bench::bidirectional")
-    tests = ("test_schema", "test_faketensor")
     for named in (arguments(variant, shape), arguments(variant)):
         for training in (True, False):
             op = ops.bidirectional_forward.default
-            opcheck(op, (*named.values(), training), test_utils=tests)
+            opcheck(op, (*named.values(), training), test_utils=OF_OPERANDS)
         args = (*named.values(), *results_of(ops, named).values())
         for needs in (2**13 - 1, 0b1010101, 0):
-            opcheck(ops.bidirectional_backward.default, (*args, needs), test_utils=tests)
+            opcheck(ops.bidirectional_backward.default, (*args, needs), test_utils=OF_OPERANDS)
 
 
 @in_one_block
