@@ -7,11 +7,11 @@ namespace fused_rnn {
 
 enum class Stored { kInt8, kBFloat16 };
 
-// Where x, states and biases are float32, and weights, w_ih, w_hh and w_hr, as `stored` says. An int8
-// weight stands for itself times its row's scale.
+// Where x, states and biases are float32, and weights, w_ih, w_hh and w_hr, as `stored` says; but for
+// int8, w_ih may be bfloat16. An int8 weight stands for itself times its row's scale.
 struct QuantizedArgs : ForwardArgs {
   Stored stored;
-  const float* s_ih;  // (G*H,)  null, here and below, for bfloat16
+  const float* s_ih;  // (G*H,)  null, here and below, for a weight that is bfloat16
   const float* s_hh;  // (G*H,)
   const float* s_hr;  // (P,)    null where P == 0
 };

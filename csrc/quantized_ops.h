@@ -36,10 +36,13 @@ struct QuantizedOperands {
     STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float,
                     "fused_rnn: x should be of dtype float32, got ",
                     torch::headeronly::toString(x.scalar_type()));
-    const ScalarType stored = w_ih.scalar_type();
+    const ScalarType stored = w_hh.scalar_type();
     STD_TORCH_CHECK(stored == ScalarType::Char || stored == ScalarType::BFloat16,
-                    "fused_rnn: w_ih should be of dtype int8 or bfloat16, got ",
+                    "fused_rnn: w_hh should be of dtype int8 or bfloat16, got ",
                     torch::headeronly::toString(stored));
+    STD_TORCH_CHECK(w_ih.scalar_type() == stored || w_ih.scalar_type() == ScalarType::BFloat16,
+                    "fused_rnn: w_ih should be of dtype bfloat16, or that of w_hh, got ",
+                    torch::headeronly::toString(w_ih.scalar_type()));
     const bool packed = batch_sizes_.has_value();
     STD_TORCH_CHECK(x.dim() == (packed ? 2 : 3), "fused_rnn: x should have ",
                     packed ? "2 dimensions (rows, I) with batch_sizes" : "3 dimensions (T, N, I)",
@@ -76,9 +79,10 @@ struct QuantizedOperands {
     b_ih = checked(b_ih_, "b_ih", {G * H}, x);
     b_hh = checked(b_hh_, "b_hh", {G * H}, x);
     w_ih = checked(w_ih, "w_ih", {G * H, I}, w_ih_);
-    w_hh = checked(w_hh, "w_hh", {G * H, R}, w_ih_);
-    w_hr = checked(w_hr_, "w_hr", {P, H}, w_ih_);
+    w_hh = checked(w_hh, "w_hh", {G * H, R}, w_hh_);
+    w_hr = checked(w_hr_, "w_hr", {P, H}, w_hh_);
     STD_TORCH_CHECK(same_device(w_ih, x), "fused_rnn: w_ih should be on the device of x");
+    STD_TORCH_CHECK(same_device(w_hh, x), "fused_rnn: w_hh should be on the device of x");
     a.s_ih = checked_scales(s_ih_, "s_ih", w_ih, x, s_ih);
     a.s_hh = checked_scales(s_hh_, "s_hh", w_hh, x, s_hh);
     a.s_hr = P > 0 ? checked_scales(s_hr_, "s_hr", *w_hr, x, s_hr) : nullptr;

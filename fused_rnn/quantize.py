@@ -42,9 +42,10 @@ def quantize(
     has each row of an input or state when it is multiplied: nothing has to be calibrated. The
     products are summed up in integers, exactly; biases, gates and the cell state are float32. A row
     of an input or state in which there is a NaN or an infinity gives NaN for its sequence, and
-    leaves the others alone. How much is lost depends on the model: compare its results before and
-    after. With bfloat16 the weights are half the size, and nothing else is
-    rounded: for where int8 loses too much.
+    leaves the others alone. An input of at most a quarter of the hidden size is not rounded: its
+    weights, which are few, are bfloat16, and what is infinite in it is so to the gates. How much is
+    lost depends on the model: compare its results before and after. With bfloat16 the weights are
+    half the size, and nothing else is rounded: for where int8 loses too much.
 
     Left in float are cells, layers of a user's own class or with parametrized weights, and weights
     that are float64 or not finite; a ``report`` says why.

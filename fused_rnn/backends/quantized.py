@@ -11,6 +11,10 @@ offset for each row would cost sums of weights and a subtraction for each gate. 
 are what comes again and again, are about symmetric.
 
 bfloat16: the weights alone are stored so, and all arithmetic is float32.
+
+Beside int8, the weights of a narrow input are bfloat16 (:func:`is_narrow`). What a model is given
+is often of very different sizes, as a spectrum is, and one scale for a row of it loses the small
+ones; what a layer gives on is bounded. The bytes of these weights are few.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ __all__ = [
     "MOST_COLUMNS",
     "Scales",
     "forward",
+    "is_narrow",
     "quantize_rows",
     "scan_reference",
     "select_quantized",
@@ -41,11 +46,19 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class Scales(NamedTuple):
-    """What the integers of the weights are multiplied with, row by row; None for bfloat16."""
+    """What the integers of a weight are multiplied with, row by row; None for bfloat16."""
 
     w_ih: Tensor | None  # (G*H,)
     w_hh: Tensor | None  # (G*H,)
     w_hr: Tensor | None = None  # (P,)
+
+
+def is_narrow(i: int, r: int) -> bool:
+    """Return whether w_ih (G*H, I) is bfloat16 beside an int8 w_hh (G*H, R).
+
+    All weights together are at most a fifth larger by it.
+    """
+    return 4 * i <= r
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +104,7 @@ def scan_reference(
     """Scan one layer in one direction by torch's operators: the specification of the kernels.
 
     Args:
-        inputs: float32 operands, the weights among them int8, or bfloat16
+        inputs: float32 operands, the weights among them int8, or bfloat16; w_ih may be that alone
 
     Shape:
         - y: (T, N, R) or (rows, R); h_n: (N, R), c_n: (N, H) or None; c: every step's, or None

@@ -1,13 +1,13 @@
 """What makes a layer of ours one with int8 or bfloat16 weights: where they are, and how it runs.
 
-The weights are buffers: ``weight_ih_l0_int8`` with a ``weight_ih_l0_scale``, or
-``weight_ih_l0_bfloat16``. No name is that of a float weight, so that a state_dict of the other kind
+The weights are buffers: ``weight_hh_l0_int8`` with a ``weight_hh_l0_scale``, or
+``weight_hh_l0_bfloat16``. No name is that of a float weight, so that a state_dict of the other kind
 of layer has keys that are missing and unexpected, and is not taken for one of this kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_rnn.backends import asked_for, native, transforms
-from fused_rnn.backends.quantized import Scales, quantize_rows
+from fused_rnn.backends.quantized import Scales, is_narrow, quantize_rows
 from fused_rnn.backends.records import recording
 from fused_rnn.graph.onnx import onnx_quantized_stack, onnx_stack
 from fused_rnn.layers.options import Options
@@ -51,7 +51,6 @@ class Quantized(nn.RNNBase):
     def take_weights(self, dtype: torch.dtype) -> dict[str, nn.Parameter]:
         """Put buffers in the place of the layer's parameters, and return these."""
         self._stored = dtype
-        self._names = [_names_of(names, dtype) for names in self._all_weights]
         floats: dict[str, nn.Parameter] = {}
         for name in self._flat_weights_names:
             weight: Any = self._parameters.pop(name)
@@ -59,12 +58,14 @@ class Quantized(nn.RNNBase):
             numbers = weight.detach().float()
             if name.startswith("bias"):
                 self.register_buffer(name, numbers.clone())
-            elif dtype == torch.int8:
+            elif dtype == torch.int8 and not self._is_narrow(name):
                 q, scale = quantize_rows(numbers)
                 self.register_buffer(name + DTYPES[dtype], q.to(dtype))
                 self.register_buffer(name + _SCALE, scale.squeeze(-1))
             else:
-                self.register_buffer(name + DTYPES[dtype], numbers.to(dtype))
+                numbers = numbers.to(torch.bfloat16)
+                self.register_buffer(name + DTYPES[numbers.dtype], numbers)
+        self._names = [_names_of(names, self._buffers) for names in self._all_weights]
         self._flat_weights = [None] * len(self._flat_weights_names)
         return floats
 
@@ -80,22 +81,40 @@ class Quantized(nn.RNNBase):
         self._init_flat_weights()
         del self._stored, self._names
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        numbers = isinstance(value, Tensor)
+        if (
+            numbers
+            and name in self._flat_weights_names
+            and (isinstance(value, nn.Parameter) or name not in self._buffers)
+        ):
+            raise AttributeError(
+                f"{type(self).__name__}: {name} is quantized, and cannot be assigned: see "
+                "fused_rnn.dequantize"
+            )
+        super().__setattr__(name, value)
+
     def _weights(self) -> list[list[Any]]:
         """Return w_ih, w_hh[, b_ih, b_hh][, w_hr] of each layer and direction, as stored."""
-        buffers, suffix = self._buffers, DTYPES[self._stored]
-        return [
-            [buffers[name if name.startswith("b") else name + suffix] for name in names]
-            for names in self._all_weights
-        ]
+        buffers = self._buffers
+        rows = []
+        for w_ih, _, w_hh, _, *others, w_hr, _ in self._names:
+            names = (w_ih, w_hh, *others, w_hr)
+            rows.append([buffers[name] for name in names if name is not None])
+        return rows
 
     def _scales(self) -> list[Scales]:
-        if self._stored != torch.int8:
-            return [Scales(None, None)] * len(self._all_weights)
         buffers = self._buffers
         return [
-            Scales(*(buffers[name + _SCALE] for name in names if not name.startswith("b")))
-            for names in self._all_weights
+            Scales(*(None if name is None else buffers[name] for name in (s_ih, s_hh, s_hr)))
+            for _, s_ih, _, s_hh, _, _, _, s_hr in self._names
         ]
+
+    def _is_narrow(self, name: str) -> bool:
+        """Return whether a weight is of an input for which int8 saves little and loses much."""
+        return name.startswith("weight_ih_l0") and is_narrow(
+            self.input_size, self.proj_size or self.hidden_size
+        )
 
     def _step_by_cells(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         """Run one op for each layer; return None where the long way has to look at the operands.
@@ -183,6 +202,11 @@ class Quantized(nn.RNNBase):
             reason = "to ONNX, where int8 is an LSTM's without a projection"
         elif x.dtype != torch.float32:
             reason = f"to ONNX with an input that is {x.dtype}, not float32"
+        elif rows[0][0].dtype != rows[0][1].dtype:
+            reason = (
+                "to ONNX, where int8 has no bfloat16 weights of a narrow input: "
+                "fused_rnn.quantize(model, dtype=torch.bfloat16) has"
+            )
         elif self._stored == torch.int8 and self.dropout and self.training:
             reason = "to ONNX in training mode: int8 goes without dropout there"
         elif self._stored == torch.int8:
@@ -314,9 +338,8 @@ def _stacked(states: list[Tensor], batched: bool) -> Tensor:
     return s if batched else s.squeeze(1)
 
 
-def _names_of(names: list[str], dtype: torch.dtype) -> tuple[str | None, ...]:
+def _names_of(names: list[str], buffers: Mapping[str, Any]) -> tuple[str | None, ...]:
     """Return the buffers of w_ih, s_ih, w_hh, s_hh, b_ih, b_hh, w_hr and s_hr, None for none."""
-    scale = _SCALE if dtype == torch.int8 else None
     of = {name.split("_l")[0]: name for name in names}
     found: list[str | None] = []
     for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
@@ -324,7 +347,11 @@ def _names_of(names: list[str], dtype: torch.dtype) -> tuple[str | None, ...]:
         if kind.startswith("bias"):
             found.append(name)
         else:
-            found += [name and name + DTYPES[dtype], name and scale and name + scale]
+            stored = [
+                f"{name}{suffix}" for suffix in DTYPES.values() if f"{name}{suffix}" in buffers
+            ]
+            found += stored or [None]
+            found.append(f"{name}{_SCALE}" if f"{name}{_SCALE}" in buffers else None)
     return tuple(found)
 
 

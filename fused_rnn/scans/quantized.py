@@ -70,8 +70,9 @@ def run_quantized(
         cut: whether the sequences are what lengths and resets have left of a padded batch
     """
     operands = stack, x, h0, c0, rows, batch_sizes, n, dropout, training
+    stored = rows[0][1].dtype  # w_hh's: that of w_ih may be wider
     if torch.compiler.is_compiling():
-        name = _in_graph(stack.cell, x.device, x.dtype, rows[0][0].dtype)
+        name = _in_graph(stack.cell, x.device, x.dtype, stored)
         return run_stack(*operands, [name] * stack.layers, scans)
     steps = x.shape[0] if batch_sizes is None else len(batch_sizes)
     ragged, i = batch_sizes is not None, stack.input_size
@@ -80,7 +81,7 @@ def run_quantized(
         problem = Problem(
             stack.cell, x.device, x.dtype, steps, n, i, stack.hidden_size,
             stack.proj_size, ragged, False, transforms.active(), cut=cut, layers=stack.layers,
-            directions=stack.directions, width=stack.input_size, stored=rows[0][0].dtype,
+            directions=stack.directions, width=stack.input_size, stored=stored,
         )  # fmt: skip
         selection = select_quantized(problem)
         note(problem, selection, layer, stack.directions)

@@ -8,25 +8,33 @@ import pytest
 import torch
 
 from fused_rnn.backends import Inputs
-from fused_rnn.backends.quantized import Scales, quantize_rows, scan_reference
+from fused_rnn.backends.quantized import Scales, is_narrow, quantize_rows, scan_reference
 from fused_rnn.cells import CELLS, State, Weights
 
 N, I, H, P = 3, 5, 7, 2  # noqa: E741
 TINY = torch.finfo(torch.float32).tiny
 
 
-def operands(cell, dtype=torch.int8, projected=False, bias=True, steps=1, n=N, i=I, h=H):
-    """Return float32 x, h0 and c0 with weights in ``dtype``, and the weights' scales."""
+def operands(
+    cell, dtype=torch.int8, projected=False, bias=True, steps=1, n=N, i=I, h=H, narrow=False
+):
+    """Return float32 x, h0 and c0 with weights in ``dtype``, and the weights' scales.
+
+    narrow: whether w_ih is bfloat16 beside int8
+    """
     g, r = CELLS[cell].gates, P if projected else h
     c0 = torch.randn(n, h) if CELLS[cell].has_cell_state else None
     shapes = [(g * h, i), (g * h, r), *([(P, h)] if projected else [])]
     weights, scales = [], []
     for shape in shapes:
         w = torch.randn(shape) / shape[1] ** 0.5
-        if dtype == torch.int8:
+        of = torch.bfloat16 if narrow and not weights else dtype
+        if of == torch.int8:
             w, scale = quantize_rows(w)
             scales.append(scale.squeeze(1))
-        weights.append(w.to(dtype))
+        elif narrow:
+            scales.append(None)
+        weights.append(w.to(of))
     biases = [torch.randn(g * h) for _ in range(2)] if bias else [None, None]
     w_hr = weights[2] if projected else None
     inputs = Inputs(
@@ -71,6 +79,23 @@ def test_a_step_is_the_cell_with_exact_sums(cell, bias):
     if c is not None:
         torch.testing.assert_close(c[0], expected.c.float())
         torch.testing.assert_close(c_n, c[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_narrow_input_is_not_rounded(cell):
+    inputs, scales = operands(cell, i=1, narrow=True)
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, _ = inputs
+    eye = torch.eye(len(w_ih), dtype=torch.float64)
+    products = x[0].double() @ w_ih.double().t(), product(h0, w_hh, scales.w_hh)
+    gates = CELLS[cell].gates_of(*products, Weights(eye, eye, b_ih.double(), b_hh.double()))
+    expected = CELLS[cell].after(gates, State(h0.double(), c0 if c0 is None else c0.double()))
+    y, *_ = scan_reference(cell, inputs, scales, None, False)
+    torch.testing.assert_close(y[0], expected.h.float())
+
+
+def test_narrow_is_at_most_a_quarter():
+    assert is_narrow(64, 256)
+    assert not is_narrow(65, 256)
 
 
 def test_a_projection_multiplies_integers_too():

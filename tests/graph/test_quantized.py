@@ -107,11 +107,12 @@ def test_what_the_op_refuses():
         (1, x[:0], "at least one step"),
         (2, h0[:, 1:], "h0 should have shape"),
         (3, None, "c0 should be given"),
-        (4, w_ih.float(), "w_ih should be of dtype int8 or bfloat16"),
+        (4, w_ih.float(), "w_ih should be of dtype bfloat16, or that of w_hh"),
+        (6, w_hh.float(), "w_hh should be of dtype int8 or bfloat16"),
         (4, w_ih[:, 1:], "w_ih should have shape"),
         (5, None, "s_ih should be given with int8 weights"),
         (5, s_ih.double(), "s_ih should have the dtype of x"),
-        (6, w_hh.bfloat16(), "w_hh should have the dtype"),
+        (6, w_hh.bfloat16(), "w_ih should be of dtype bfloat16, or that of w_hh"),
         (7, s_hh[1:], "s_hh should have shape"),
         (8, b_ih.bfloat16(), "b_ih should have the dtype of x"),
         (12, torch.tensor([3]), "x should have 2 dimensions"),
@@ -188,3 +189,11 @@ def test_onnx_has_no_other_layers_in_int8(layer):
         torch.onnx.export(
             fused_rnn.quantize(layer).eval(), (torch.randn(T, N, I),), dynamo=True, verbose=False
         )
+
+
+def test_onnx_has_no_narrow_inputs_beside_int8():
+    with pytest.raises(Exception, match="no bfloat16 weights of a narrow input"):
+        torch.onnx.export(
+            fused_rnn.quantize(nn.LSTM(2, H)).eval(), (torch.randn(T, N, 2),), dynamo=True,
+            verbose=False,
+        )  # fmt: skip

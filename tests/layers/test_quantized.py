@@ -242,3 +242,63 @@ def test_what_only_float_layers_do_is_refused():
 def test_a_batch_without_sequences():
     y, _ = quantized("LSTM", torch.int8)(torch.zeros(T, 0, I))
     assert y.shape == (T, 0, H)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
+def test_a_narrow_input_keeps_small_elements_beside_large_ones(layer, bidirectional, backend):
+    torch.manual_seed(3)
+    module = getattr(fused_rnn, layer)(4, 16, 2, bidirectional=bidirectional).eval()
+    with torch.no_grad():
+        module.weight_ih_l0[:, 0] = 0
+        module.weight_ih_l0[:, 1:] *= 1e4
+        if bidirectional:
+            module.weight_ih_l0_reverse[:, 0] = 0
+            module.weight_ih_l0_reverse[:, 1:] *= 1e4
+    x = torch.randn(T, N, 4) * torch.tensor([1, 1e-4, 1e-4, 1e-4])
+    with torch.no_grad():
+        expected = leaves(module(x))
+    fused_rnn.quantize(module)
+    for a, b in zip(leaves(module(x)), expected, strict=True):
+        assert (a - b).norm() < 0.03 * b.norm()
+    stored = {name: b.dtype for name, b in module.named_buffers()}
+    assert stored["weight_ih_l0_bfloat16"] == torch.bfloat16
+    assert stored["weight_hh_l0_int8"] == stored["weight_ih_l1_int8"] == torch.int8
+    assert "weight_ih_l0_scale" not in stored
+
+
+def test_a_narrow_layer_steps_pickles_and_loads(backend):
+    torch.manual_seed(3)
+    module, other = (fused_rnn.quantize(fused_rnn.LSTM(4, 16, 2)) for _ in range(2))
+    other.load_state_dict(module.state_dict())
+    x = torch.randn(T, N, 4)
+    y, after = module(x)
+    for twin in (pickle.loads(pickle.dumps(module)), other):
+        close(twin(x), (y, after), atol=0)
+    state = None
+    for step, expected in zip(x, y, strict=True):
+        output, state = module.step(step, state)
+        close(output, expected)
+    close(state, after)
+
+
+def test_a_narrow_layer_is_undone():
+    layer = torch.nn.GRU(4, 16)
+    before = copy.deepcopy(layer)
+    fused_rnn.dequantize(fused_rnn.quantize(layer, keep=True))
+    assert list(layer.state_dict()) == list(before.state_dict())
+    x = torch.randn(T, N, 4)
+    close(layer(x), before(x), atol=0)
+
+
+def test_a_weight_cannot_be_assigned(stored):
+    module = quantized("LSTM", stored)
+    for name in ("weight_hh_l0", "bias_ih_l0"):
+        with pytest.raises(AttributeError, match=f"{name} is quantized, and cannot be assigned"):
+            setattr(module, name, torch.nn.Parameter(torch.zeros(4 * H, H)))
+    with pytest.raises(AttributeError, match="cannot be assigned"):
+        module.weight_hh_l0 = torch.zeros(4 * H, H)
+    x = torch.randn(T, N, I)
+    y, _ = module(x)
+    module.bias_ih_l0 = torch.ones(4 * H)
+    assert not torch.equal(module(x)[0], y)

@@ -29,7 +29,7 @@ MODELS = {
     "model_avx_vnni": (32, 16, "VnniDot<VnniModel>"),
     "model_avx512_vnni": (64, 32, "VnniDot<VnniModel>"),
 }
-STORED = (torch.int8, torch.bfloat16)  # as Stored counts
+STORED = (torch.int8, torch.bfloat16)  # as Stored counts; w_hh's
 
 
 class Results(NamedTuple):
@@ -104,12 +104,12 @@ def run(
     steps = len(x) if batch_sizes is None else len(batch_sizes)
     kinds = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # as CellKind counts
     p = 0 if w_hr is None else r
-    sizes = kinds.index(cell), steps, n, x.shape[-1], h, p, reverse, STORED.index(w_ih.dtype)
+    sizes = kinds.index(cell), steps, n, x.shape[-1], h, p, reverse, STORED.index(w_hh.dtype)
     tensors = [x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *scales, batch_sizes, y, h_n, c_n, c]
     assert all(t is None or t.is_contiguous() for t in tensors)
     pointers = (ctypes.c_void_p * len(tensors))(
         *(t if t is None else t.data_ptr() for t in tensors)
     )
-    of_level = ctypes.c_void_p(_address(level, w_ih.dtype))
+    of_level = ctypes.c_void_p(_address(level, w_hh.dtype))
     library().quantized_scan(of_level, (ctypes.c_int64 * len(sizes))(*sizes), pointers, threads)
     return Results(y, h_n, c_n, c)

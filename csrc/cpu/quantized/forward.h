@@ -5,10 +5,11 @@
 namespace fused_rnn {
 namespace FUSED_RNN_LEVEL {
 
-template <class Cell, class Rows_>
+// XRows and HRows: as what x is multiplied with w_ih, and h with the other weights.
+template <class Cell, class XRows, class HRows>
 class QuantizedScan {
   using V = Vec<float>;
-  using W = typename Rows_::Weight;
+  using W = typename HRows::Weight;
   static constexpr std::int64_t kW = kLanes<float>;
   static constexpr int G = Cell::kGates, kPre = Cell::kPre;
   static constexpr bool kHasState = Cell::kHasCell || Cell::kStateIsHidden;
@@ -30,7 +31,7 @@ class QuantizedScan {
     }
     if (s_.P > 0) {
       unprojected_ = Buffer<float>(band_rows(bands_) * s_.Hp);
-      unprojected_rows_ = Rows_(band_rows(bands_), s_.H, is_far());
+      unprojected_rows_ = HRows(band_rows(bands_), s_.H, is_far());
     }
   }
 
@@ -137,9 +138,10 @@ class QuantizedScan {
   }
 
   // The rows of a gate matrix that give a slice of pre-activation p.
-  WeightRows<W> gate_rows(const void* w, std::int64_t columns, const float* scales,
-                          std::int64_t slice, int p) const {
-    const auto* const first = static_cast<const W*>(w);
+  template <class Weight>
+  WeightRows<Weight> gate_rows(const void* w, std::int64_t columns, const float* scales,
+                               std::int64_t slice, int p) const {
+    const auto* const first = static_cast<const Weight*>(w);
     const std::int64_t row = Cell::order(p) * s_.H + slice * kW;
     return {first + row * columns, s_.valid(slice), columns, first + Cell::kGates * s_.H * columns,
             scales == nullptr ? nullptr : scales + row};
@@ -152,7 +154,7 @@ class QuantizedScan {
   void project_input(std::int64_t slice, std::int64_t r0, std::int64_t r1) {
     for (int p = 0; p < G; ++p) {
       const V bias = gate_bias<Cell, float>(a_, s_, slice, p);
-      x_rows_.multiply(r0, r1, gate_rows(a_.w_ih, s_.I, a_.s_ih, slice, p),
+      x_rows_.multiply(r0, r1, gate_rows<typename XRows::Weight>(a_.w_ih, s_.I, a_.s_ih, slice, p),
                        [&](std::int64_t row, V products) {
                          store<float>(gates_x(slice, row) + p * kW, products + bias);
                        });
@@ -180,7 +182,7 @@ class QuantizedScan {
   void slice_step(const Here& here, std::int64_t slice, std::int64_t n0, std::int64_t n1) {
     V products[G][kRowsPerItem];
     for (int g = 0; g < G; ++g) {
-      h_rows_.multiply(n0, n1, gate_rows(a_.w_hh, s_.R, a_.s_hh, slice, Cell::kRecurrent + g),
+      h_rows_.multiply(n0, n1, gate_rows<W>(a_.w_hh, s_.R, a_.s_hh, slice, Cell::kRecurrent + g),
                        [&](std::int64_t n, V product) { products[g][n - n0] = product; });
     }
     V bias[kPre];
@@ -253,7 +255,8 @@ class QuantizedScan {
   const std::vector<Band> bands_;
   const int members_;
   const std::int64_t capacity_;  // rows of a chunk
-  Rows_ x_rows_, h_rows_, unprojected_rows_;
+  XRows x_rows_;
+  HRows h_rows_, unprojected_rows_;
   Buffer<float> gates_x_;      // [slice][row of the chunk][kGates][lane]
   Buffer<float> state_;        // (n, Hp)
   Buffer<float> h_[2];         // (n, Rp), one read while the other is written

@@ -136,6 +136,22 @@ def test_each_step_is_the_specification(level, variant, stored, n, i, h, ragged,
 
 
 @each_level
+@pytest.mark.parametrize("variant", [*CELLS, "lstm-projected"])
+@pytest.mark.parametrize(("n", "i", "h"), [(1, 5, 40), (6, 33, 19)])
+def test_a_narrow_input_meets_bfloat16_and_the_states_int8(level, variant, n, i, h):
+    skip_unbuilt(level, torch.int8)
+    torch.manual_seed(0)
+    cell, _, projected = variant.partition("-")
+    inputs, scales = operands(cell, projected=bool(projected), steps=4, n=n, i=i, h=h, narrow=True)
+    found = run(level, cell, inputs, scales)
+    y, c = steps_of(level, cell, inputs, scales, found, None, False)
+    # As above: an integer may be the next one.
+    torch.testing.assert_close(found.y, y, rtol=2e-6, atol=5e-3 if projected else 2e-6)
+    if c is not None:
+        torch.testing.assert_close(found.c, c, rtol=2e-6, atol=2e-6)
+
+
+@each_level
 @stored_types
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_row_has_the_same_bits_in_any_batch_and_team(level, cell, stored):
