@@ -364,13 +364,12 @@ class LSTMCell(Cell, nn.LSTMCell):
         self,
         input: Tensor,
         hx: tuple[Tensor, Tensor] | None = None,
-        *,
+        # By name, as in all cells; but torch.onnx.export(dynamo=False) gives all defaults by place.
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run one step."""
         if self._variants is not None or mask is not None:
-            h, c = (None, None) if hx is None else self._pair(hx)
-            return self._run_varied(input, h, c, mask)
+            return self._run_varied(input, hx, mask)
         if torch.compiler.is_compiling():
             return self._in_graph(input, hx)
         state: Any = None
@@ -446,12 +445,11 @@ class GRUCell(Cell, nn.GRUCell):
         )
 
     def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, mask: Tensor | None = None
+        self, input: Tensor, hx: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Run one step."""
         if self._variants is not None or mask is not None:
-            result = self._run_varied(input, hx, None, mask)
-            return result[0] if isinstance(result, tuple) else result
+            return self._run_varied(input, hx, mask)
         if torch.compiler.is_compiling():
             return self._in_graph(input, hx)
         state = self._step("gru", input, hx, None, hx is None)
@@ -517,12 +515,11 @@ class RNNCell(Cell, nn.RNNCell):
         )
 
     def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, mask: Tensor | None = None
+        self, input: Tensor, hx: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Run one step."""
         if self._variants is not None or mask is not None:
-            result = self._run_varied(input, hx, None, mask)
-            return result[0] if isinstance(result, tuple) else result
+            return self._run_varied(input, hx, mask)
         if torch.compiler.is_compiling():
             return self._in_graph(input, hx)
         after = self._by_operator(input, hx)

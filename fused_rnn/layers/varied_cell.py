@@ -95,16 +95,17 @@ class VariedCell(MaybeVaried, nn.RNNCellBase):
                 raise TypeError(f"{name}: Expected hx to be a pair of tensors, got None in it")
         return hx[0], hx[1]
 
-    def _run_varied(self, input: Any, h: Any, c: Any, mask: Any) -> Any:
-        """Run one step from h and c, None for zeros, or return the node that it is to torch.fx.
+    def _run_varied(self, input: Any, hx: Any, mask: Any) -> Any:
+        """Run one step from hx, None for zeros, or return the node that it is to torch.fx.
 
         Raises:
             RuntimeError: if the operands do not fit, or no kernel takes them.
             TypeError, ValueError: if they are no tensors, or of other ranks.
         """
-        node = self._as_node(input, h if c is None else (h, c), mask=mask)
+        node = self._as_node(input, hx, mask=mask)
         if node is not None:
             return node
+        h, c = self._pair(hx) if self._torch is nn.LSTMCell and hx is not None else (hx, None)
         name = self._torch.__name__
         if self._variants is None:
             raise RuntimeError(f"{name}: mask goes with recurrent_dropout, which is off")
@@ -135,8 +136,8 @@ class VariedCell(MaybeVaried, nn.RNNCellBase):
             lacking = self._lacking()
             raise RuntimeError(f"{name}: {result}, and torch.nn's own cell has no {lacking}")
         _, h_n, c_n = result
-        h_n, c_n = h_n.squeeze(0), c_n if c_n is None else c_n.squeeze(0)
-        return (h_n, c_n) if batched else (h_n.squeeze(0), c_n if c_n is None else c_n.squeeze(0))
+        after = [t.squeeze(0) if batched else t[0, 0] for t in (h_n, c_n) if t is not None]
+        return after[0] if c_n is None else tuple(after)
 
     def _scan(self, x: Tensor, h0: Any, c0: Any, masks: Tensor | None) -> Any:
         """Run a layer of one step, or return the reason why these operands cannot be."""
