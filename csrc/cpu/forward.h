@@ -24,9 +24,9 @@ class ForwardScan {
         members_(members),
         capacity_(std::min(steps_.total(), std::max(band_rows_, kForwardChunkRows))),
         w_ih_(choose_input_weights(steps_.total(), steps_.T, kConverted), s_.slices * G, s_.I,
-              gate_width(), capacity_, !a.training),
+              gate_width(capacity_), capacity_, !a.training),
         w_hh_(choose_weights(steps_.total(), steps_.T, kConverted), s_.slices * G, s_.R,
-              gate_width(), band_rows_),
+              gate_width(band_rows_), band_rows_),
         bias_(s_.slices * kPre * kW),
         gates_x_(s_.slices * capacity_ * G * kW),
         state_(kHasState ? band_rows_ * s_.Hp : 0) {
@@ -44,7 +44,7 @@ class ForwardScan {
   }
 
   void member(Team::Member& m) {
-    m.run(w_ih_.groups(), [&](std::int64_t group) { prepare_weights(group); });
+    m.run(w_ih_.groups() + w_hh_.groups(), [&](std::int64_t item) { prepare_weights(item); });
     for (const Band& band : bands_) {
       m.run(ceil_div(band.N, kRowsPerItem), [&](std::int64_t i) { prepare_rows(band, i); });
       for (std::int64_t k = 0; k < band.T;) {
@@ -70,16 +70,23 @@ class ForwardScan {
   };
 
   // An LSTM's or GRU's tile is one slice with all its gates; the RNN has room for several slices.
-  int gate_width() const { return G > 1 ? G : balanced_width<T>(s_.slices, band_rows_, members_); }
+  int gate_width(std::int64_t rows) const {
+    return G > 1 ? G : balanced_width<T>(s_.slices, rows, members_);
+  }
 
   RowBlock<S> w_ih_rows(std::int64_t q) const { return s_.gate_rows(a_.w_ih, s_.I, q, 0); }
   RowBlock<S> w_hh_rows(std::int64_t q) const {
     return s_.gate_rows(a_.w_hh, s_.R, q, Cell::kRecurrent);
   }
 
-  void prepare_weights(std::int64_t group) {
+  // A group of either product's, which need not be as wide.
+  void prepare_weights(std::int64_t item) {
+    const std::int64_t group = item - w_hh_.groups();
+    if (group < 0) {
+      w_hh_.prepare(item, [&](std::int64_t q) { return w_hh_rows(q); });
+      return;
+    }
     w_ih_.prepare(group, [&](std::int64_t q) { return w_ih_rows(q); });
-    w_hh_.prepare(group, [&](std::int64_t q) { return w_hh_rows(q); });
     const std::int64_t first = group * w_ih_.width() / G, last = first + w_ih_.width_of(group) / G;
     for (std::int64_t slice = first; slice < last; ++slice) {
       for (int p = 0; p < kPre; ++p) {

@@ -41,7 +41,9 @@ class GateProduct {
       : weights_(weights),
         depth_(depth),
         width_(width),
-        strips_(width % kBestWidth == 0 && rows > max_rows(width) ? width / kBestWidth : 1),
+        strips_(vectors % width == 0 && width % kBestWidth == 0 && rows > max_rows(width)
+                    ? width / kBestWidth
+                    : 1),
         w_(vectors, weights == Weights::kPacked ? depth : 0, width / strips_, keep) {
     if (weights == Weights::kTurned) {
       const std::int64_t of_rows = ceil_div(rows, kW);

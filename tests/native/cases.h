@@ -36,6 +36,8 @@ inline std::vector<Sizes> all_sizes() {
       {4, 6, 16, 32},  // whole vectors only
       {2, 6, 150, 5},  // long sums
       {2, 5, 3, 133},
+      {40, 1, 5, 100},  // few rows in a step, many in a chunk
+      {20, 2, 5, 44},
       {40, 10, 3, 5},     // more than one chunk
       {2, 400, 2, 3},     // a step larger than a chunk
       {2, 260, 1030, 3},  // bands

@@ -32,6 +32,9 @@ OWN_SHAPES = {
     "more-rows-than-a-chunk": Shape(2, 530, 2, 3),
     "ragged-chunks": ragged([(7 * n) % 60 + 1 for n in range(40)], 3, 20),
     "ragged-one-row-steps": ragged((30, 1, 1), 2, 3),
+    # Few rows in a step and many in a chunk, and slices that do not come out even in wide tiles.
+    "one-sequence-of-many-steps": Shape(40, 1, 5, 100),
+    "two-sequences-of-many-steps": Shape(40, 2, 5, 44),
     "streamed-blocks-of-rows": Shape(1, 150, 21, 37),
     "panels": Shape(1, 300, 1100, 270),
     "streamed-ragged": ragged((2, 2, 1, 2, 1, 2, 1), 7, 40),
