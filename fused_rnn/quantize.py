@@ -9,7 +9,8 @@ from torch import nn
 
 from fused_rnn.backends.quantized import MOST_COLUMNS
 from fused_rnn.convert import Report, Swap, is_recurrent, reporter, unparametrized
-from fused_rnn.layers.quantized import DTYPES, Quantized
+from fused_rnn.layers.quantized import Quantized
+from fused_rnn.layers.stored_weights import DTYPES
 from fused_rnn.quantized import QUANTIZED
 
 __all__ = ["dequantize", "quantize"]

@@ -112,6 +112,7 @@ class Problem(NamedTuple):
     directions: int = 1
     width: int = 0  # of the first layer's input
     stored: torch.dtype | None = None  # the weights', of a quantized layer; None: dtype
+    stored_ih: torch.dtype | None = None  # of w_ih, where it is another than w_hh's
 
 
 class Backend(Protocol):

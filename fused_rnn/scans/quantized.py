@@ -78,10 +78,12 @@ def run_quantized(
     ragged, i = batch_sizes is not None, stack.input_size
     names = []
     for layer in range(stack.layers):
+        of_x = rows[layer * stack.directions][0].dtype
         problem = Problem(
             stack.cell, x.device, x.dtype, steps, n, i, stack.hidden_size,
             stack.proj_size, ragged, False, transforms.active(), cut=cut, layers=stack.layers,
             directions=stack.directions, width=stack.input_size, stored=stored,
+            stored_ih=None if of_x == stored else of_x,
         )  # fmt: skip
         selection = select_quantized(problem)
         note(problem, selection, layer, stack.directions)

@@ -83,7 +83,7 @@ def test_a_step_is_the_cell_with_exact_sums(cell, bias):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_narrow_input_is_not_rounded(cell):
-    inputs, scales = operands(cell, i=1, narrow=True)
+    inputs, scales = operands(cell, narrow=True)  # of I = 1 a row is itself, rounded or not
     x, h0, c0, w_ih, w_hh, b_ih, b_hh, _ = inputs
     eye = torch.eye(len(w_ih), dtype=torch.float64)
     products = x[0].double() @ w_ih.double().t(), product(h0, w_hh, scales.w_hh)

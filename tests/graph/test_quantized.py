@@ -146,6 +146,10 @@ def test_explained():
     ]
     level = torch.ops.fused_rnn.quantized_level(torch.int8)
     assert {(row.backend, row.how) for row in rows} == {("native", f"{level}, int8 weights")}
+    narrow = fused_rnn.quantize(nn.LSTM(I, 4 * I, 2, bidirectional=True))
+    of_first, of_second = (f"{level}, {names} weights" for names in ("bfloat16 and int8", "int8"))
+    rows = fused_rnn.explain(narrow, torch.randn(T, N, I))
+    assert [row.how for row in rows] == [of_first, of_first, of_second, of_second]
     with fused_rnn.use_backend("reference"):
         row = fused_rnn.explain(fused_rnn.quantize(nn.GRU(I, H)), torch.randn(1, N, I))[0]
     assert row.backend == "reference"

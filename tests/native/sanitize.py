@@ -1,6 +1,7 @@
 """Runs the C++ core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 
-    python -m tests.native.sanitize [address] [avx2] [thread] [variants] [cuda] [persistent]
+    python -m tests.native.sanitize [address] [avx2] [thread] [variants] [quantized] [cuda]
+        [persistent]
 
 compiles it without Python and PyTorch, into a program that solves many problems and compares each
 with plain loops; for CUDA, into one that runs its kernels on the host bench. Of the levels those
@@ -34,6 +35,7 @@ from .build import (
     cpu_flags,
     shipped_flags,
 )
+from .quantized import SHIPPED, lacks
 from .simt import library as simt
 
 CPU = ROOT / "csrc" / "cpu"
@@ -103,16 +105,41 @@ def units_of(name: str) -> tuple[Unit, ...]:
     return tuple(units)
 
 
-def build_variants(name: str) -> Path:
-    """Build the program of the variants' kernels, for the levels of the address sanitizer."""
+def build_apart(
+    name: str, scratch: Path, more: tuple[str, ...] = (), but_last: tuple[str, ...] = ()
+) -> Path:
+    """Build the program of a folder's kernels, for the levels of the address sanitizer.
+
+    Args:
+        more: levels of the folder's own, beside those of others
+        but_last: flags of all levels but the last
+    """
     flags, level_flags, levels, _ = BUILDS["address"]
     common = (*shipped_flags(), "-g1", "-pthread", "-Wall", "-Wextra", "-Wno-psabi", *flags)
-    having = [level for level in levels if (CPU / "variants" / f"{level}.cpp").exists()]
+    having = [x for x in (*levels, *more) if (CPU / name / f"{x}.cpp").exists()]
     linked = "-DFUSED_RNN_BENCH_LEVELS(X)=" + " ".join(f"X({level})" for level in having)
-    units = [Unit(CPU / "variants" / f"{level}.cpp", (*common, *level_flags)) for level in having]
-    units.append(Unit(NATIVE / "sanitize_variants.cpp", (*common, *level_flags, linked)))
-    units.append(Unit(CPU / "scratch.cpp", common))
+    units = []
+    for level in having:
+        own = () if level == having[-1] else but_last
+        units.append(Unit(CPU / name / f"{level}.cpp", (*common, *level_flags, *own)))
+    units.append(Unit(NATIVE / f"sanitize_{name}.cpp", (*common, *level_flags, linked)))
+    units.append(Unit(scratch, common))
     return build(Target(f"{name}/sanitize", tuple(units), (*flags[:1], "-pthread")), report=report)
+
+
+def build_variants(name: str) -> Path:
+    """Build the program of the variants' kernels."""
+    return build_apart(name, CPU / "scratch.cpp")
+
+
+def build_quantized(name: str) -> Path:
+    """Build the program of the kernels for int8 and bfloat16 weights.
+
+    What is undefined in the one source is checked once, which is a third of the compiling.
+    """
+    vnni = [level for level in SHIPPED if level.endswith("_vnni") and lacks(level) is None]
+    once = ("-fno-sanitize=undefined",)
+    return build_apart(name, NATIVE / "switched_scratch.cpp", tuple(vnni), once)
 
 
 def report(line: str) -> None:
@@ -161,6 +188,7 @@ def in_python() -> dict[str, str]:
 PROGRAMS = {
     **dict.fromkeys(BUILDS, build_scans),
     "variants": build_variants,
+    "quantized": build_quantized,
     "cuda": build_gates,
 }
 UNNAMED = [name for name in PROGRAMS if name != AVX2]

@@ -101,7 +101,9 @@ def plan(problem: Problem, together: bool = False, regardless: bool = False) -> 
     if problem.device.type == "cpu" and available() is None:
         if problem.stored is not None:
             level = torch.ops.fused_rnn.quantized_level(problem.stored)
-            return f"{level}, {str(problem.stored).removeprefix('torch.')} weights"
+            stored = filter(None, (problem.stored_ih, problem.stored))
+            names = " and ".join(str(dtype).removeprefix("torch.") for dtype in stored)
+            return f"{level}, {names} weights"
         return _level_for(problem)
     if problem.device.type != "cuda" or cuda_missing() is not None:
         return None
