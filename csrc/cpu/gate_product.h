@@ -12,9 +12,10 @@ enum class Weights {
 };
 
 // For the rows of W's products, which `steps` make together, a step at a time. Packing W costs about as much
-// as its products with some tens of rows; a single row reads W as fast as it lies.
+// as its products with some tens of rows; a single row reads W as fast as it lies. What is only there with 16
+// registers was measured with them alone.
 inline Weights choose_weights(std::int64_t rows, std::int64_t steps, bool converted) {
-  constexpr std::int64_t kFew = 8, kSome = 96, kShort = 16;
+  constexpr std::int64_t kFew = 8, kSome = 96, kShort = kCutsDepth ? 16 : 0;
   if (rows <= kFew || (rows == steps && steps <= kShort)) {
     return Weights::kDots;
   }
@@ -23,7 +24,7 @@ inline Weights choose_weights(std::int64_t rows, std::int64_t steps, bool conver
 
 // The input's product is made of all rows at once, where they are so few.
 inline Weights choose_input_weights(std::int64_t rows, std::int64_t steps, bool converted) {
-  constexpr std::int64_t kSome = 32;
+  constexpr std::int64_t kSome = kCutsDepth ? 32 : 0;
   return choose_weights(rows, rows <= kSome ? 1 : steps, converted);
 }
 

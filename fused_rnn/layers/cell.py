@@ -66,6 +66,7 @@ class Cell(VariedCell, DropIn, nn.RNNCellBase):
         if h is not None and not (isinstance(h, Tensor) and h.dim() == 2):
             return None
         w_ih, w_hh, b_ih, b_hh = self._weights()
+        # The usual case by one look; where something else alone trains, the way there does as well.
         if w_ih is None or w_hh is None or not w_hh.requires_grad or not torch.is_grad_enabled():
             return None
         if not only_rules() or transforms.active() is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fused_rnn.backends.quantized import Scales, is_narrow, quantize_rows
 
@@ -62,12 +62,9 @@ class StoredWeights(nn.RNNBase):
         del self._stored, self._names
 
     def __setattr__(self, name: str, value: Any) -> None:
-        numbers = isinstance(value, Tensor)
-        if (
-            numbers
-            and name in self._flat_weights_names
-            and (isinstance(value, nn.Parameter) or name not in self._buffers)
-        ):
+        own = self.__dict__
+        taken = name in own.get("_buffers", ()) and not isinstance(value, nn.Parameter)
+        if name in own.get("_flat_weights_names", ()) and not taken:
             raise AttributeError(
                 f"{type(self).__name__}: {name} is quantized, and cannot be assigned: see "
                 "fused_rnn.dequantize"

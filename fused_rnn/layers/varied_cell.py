@@ -109,7 +109,8 @@ class VariedCell(MaybeVaried, nn.RNNCellBase):
         name = self._torch.__name__
         if self._variants is None:
             raise RuntimeError(f"{name}: mask goes with recurrent_dropout, which is off")
-        for label, t in (("input", input), ("the hidden state", h), ("the cell state", c)):
+        states = ("the hidden state", h), ("the cell state", c)
+        for label, t in (("input", input), *states, ("mask", mask)):
             if t is None and label != "input":
                 continue
             if not isinstance(t, Tensor):

@@ -96,7 +96,8 @@ def checked_mask(name: str, mask: Any, shape: tuple[int, ...], x: Tensor, expect
         expected: whether there is something to be dropped
 
     Raises:
-        RuntimeError: if there is no mask, or it is not expected.
+        RuntimeError: if there is no mask, or it is not expected, is on another device than x, or
+            would need a gradient.
         TypeError, ValueError: if it is no tensor, or of another shape.
     """
     if not expected:
@@ -110,6 +111,10 @@ def checked_mask(name: str, mask: Any, shape: tuple[int, ...], x: Tensor, expect
         raise TypeError(f"{name}: mask should be a tensor, got: {type(mask).__name__}")
     if mask.shape != shape:
         raise ValueError(f"{name}: mask should have shape {shape}, got: {tuple(mask.shape)}")
+    if mask.device != x.device:
+        raise RuntimeError(f"{name}: mask should be on {x.device}, got one on {mask.device}")
+    if mask.requires_grad:
+        raise RuntimeError(f"{name}: mask has no gradient: give it detached")
     return mask.to(x.dtype)
 
 

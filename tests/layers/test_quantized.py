@@ -298,6 +298,8 @@ def test_a_weight_cannot_be_assigned(stored):
             setattr(module, name, torch.nn.Parameter(torch.zeros(4 * H, H)))
     with pytest.raises(AttributeError, match="cannot be assigned"):
         module.weight_hh_l0 = torch.zeros(4 * H, H)
+    with pytest.raises(AttributeError, match="cannot be assigned"):
+        module.weight_hh_l0 = None
     x = torch.randn(T, N, I)
     y, _ = module(x)
     module.bias_ih_l0 = torch.ones(4 * H)

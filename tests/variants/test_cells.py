@@ -217,6 +217,14 @@ def test_errors_of_calls():
         dropping(x, mask=mask[:1])
     with pytest.raises(TypeError, match="mask should be a tensor, got: float"):
         dropping(x, mask=1.0)
+    with pytest.raises(ValueError, match="Expected mask to be 1D or 2D, got 3D instead"):
+        dropping(x, mask=mask[None])
+    with pytest.raises(ValueError, match="Expected mask to be 2D as the input is, got 1D instead"):
+        dropping(x, mask=mask[0])
+    with pytest.raises(RuntimeError, match="mask should be on cpu, got one on meta"):
+        dropping(x, mask=mask.to("meta"))
+    with pytest.raises(RuntimeError, match="mask has no gradient"):
+        dropping(x, mask=mask.clone().requires_grad_())
     for without in (dropping.eval(), fused_rnn.GRUCell(3, 4)):
         with pytest.raises(RuntimeError, match="mask goes with recurrent_dropout"):
             without(x, mask=mask)
