@@ -76,6 +76,11 @@ constexpr Variant kVariants[] = {{"lstm", CellKind::kLstm, false},
                                  {"rnn_tanh", CellKind::kRnnTanh, false},
                                  {"rnn_relu", CellKind::kRnnRelu, false}};
 
+// A ReLU lets h grow from step to step, past what float16 holds.
+inline bool outgrows_half(const Variant& variant, const Sizes& sizes) {
+  return variant.cell == CellKind::kRnnRelu && sizes.T * sizes.H > 700;
+}
+
 class Draw {
  public:
   explicit Draw(double (*round)(double)) : round_(round) {}

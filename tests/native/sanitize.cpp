@@ -156,6 +156,7 @@ void check_type(const cpu::Level& level, Dtype dtype, const char* name, bool tea
       for (const bool reverse : {false, true}) {
         if ((large && reverse) || (few && (large || reverse)) ||
             (is_cut(sizes) && dtype != Dtype::kFloat) ||
+            (outgrows_half(variant, sizes) && dtype == Dtype::kHalf) ||
             (is_banded(sizes) && &variant != kVariants && variant.cell != CellKind::kRnnTanh)) {
           continue;
         }
