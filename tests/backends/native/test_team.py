@@ -18,7 +18,7 @@ SHAPES = {
     "ragged": ragged([(5 * n) % 9 + 1 for n in range(40)], 9, 75),
     "large-weights": Shape(3, 5, 700, 395),
     # Deep sums of items that have more rows than a tile, and of such that have not.
-    "deep-sums": Shape(3, 20, 5, 200),
+    "deep-sums": Shape(3, 20, 5, 300),
 }
 PARALLELS = ["threads", "only_first", "only_last", "in_turn", "late", "crowded", "interrupted"]
 
