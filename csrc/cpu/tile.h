@@ -50,7 +50,8 @@ struct Rows {
     r.blocks = std::min(n, blocks - first);
     return r;
   }
-  // f(these terms, first one) for pieces of K, which end where a tile would add up its sums anyway.
+  // f(these terms, first one) for pieces of K. They end where a tile would add up its sums anyway, for blocks
+  // of no more terms than it adds up at once: so rows have the same bits however a team cuts them.
   template <class F>
   FUSED_RNN_INLINE void for_pieces(F&& f) const {
     if (blocks > 1) {

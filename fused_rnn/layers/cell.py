@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import _VF, Tensor, nn
+from torch import Tensor, nn
 
 from fused_rnn.backends import only_rules, transforms
 from fused_rnn.cells import CELLS
 from fused_rnn.layers.dropin import DropIn
 from fused_rnn.layers.varied_cell import VariedCell
 from fused_rnn.scans.checks import check_cell
-from fused_rnn.scans.stack import CELL_MISFIT, run_cell
+from fused_rnn.scans.stack import CELL_MISFIT, TORCH_CELLS, run_cell
 
 __all__ = ["Cell"]
 
@@ -22,8 +22,6 @@ _CELLS: dict[type[nn.Module], str] = {
     nn.GRUCell: "gru",
     nn.RNNCell: "rnn_tanh",
 }
-
-_OPERATORS = {"tanh": _VF.rnn_tanh_cell, "relu": _VF.rnn_relu_cell}
 
 
 class Cell(VariedCell, DropIn, nn.RNNCellBase):
@@ -80,7 +78,7 @@ class Cell(VariedCell, DropIn, nn.RNNCellBase):
                 return None
         elif not b_ih.shape == b_hh.shape == (size,):
             return None
-        operator = _OPERATORS.get(str(self.nonlinearity))
+        operator = TORCH_CELLS.get(f"rnn_{self.nonlinearity}")
         if operator is None:
             return None
         if h is None:

@@ -7,18 +7,16 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
-from torch import _VF, Tensor, nn
+from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
 from fused_rnn.backends import TORCH, asked_for, only_rules, transforms
 from fused_rnn.graph.compiled import run_stack_in_graph
 from fused_rnn.scans.checks import Stack, expected_shapes
 from fused_rnn.scans.noise import checked_mask
-from fused_rnn.scans.stack import run_cell, run_stack
+from fused_rnn.scans.stack import TORCH_LAYERS, run_cell, run_stack
 
 __all__ = ["SingleSteps", "State"]
-
-_OPERATORS = {"RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
 
 # The state of a layer: a tensor h, of an LSTM a pair h, c.
 State = TypeVar("State")
@@ -128,7 +126,7 @@ class SingleSteps(nn.RNNBase, Generic[State]):
         time = 1 if self.batch_first and rank == 3 else 0
         if input.shape[time] != 1:
             return None
-        if rank == 3 and self.mode in _OPERATORS:
+        if rank == 3 and self.mode in ("RNN_TANH", "RNN_RELU"):
             plain = self._step_by_operator(input, hx)
             if plain is not None:
                 return plain
@@ -160,7 +158,7 @@ class SingleSteps(nn.RNNBase, Generic[State]):
         if not weights[0].requires_grad:
             return None
         how = self.bias, layers, self.dropout, self.training, False, self.batch_first
-        return _OPERATORS[self.mode](x, h, weights, *how)
+        return TORCH_LAYERS[self.mode.lower()](x, h, weights, *how)
 
     def _step_by_cells(self, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         """Run one cell for each layer; return None where the operands do not plainly fit."""

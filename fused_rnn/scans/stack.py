@@ -24,6 +24,8 @@ from fused_rnn.variants import cell_of, variant_of
 
 __all__ = [
     "CELL_MISFIT",
+    "TORCH_CELLS",
+    "TORCH_LAYERS",
     "choose",
     "initial_states",
     "outside_the_graph",
@@ -33,8 +35,9 @@ __all__ = [
     "torch_stack",
 ]
 
-_TORCH_LAYERS = {name: getattr(_VF, name) for name in CELLS}
-_TORCH_CELLS = {name: getattr(_VF, f"{name}_cell") for name in CELLS}
+# torch's own operators, by the names of CELLS.
+TORCH_LAYERS = {name: getattr(_VF, name) for name in CELLS}
+TORCH_CELLS = {name: getattr(_VF, f"{name}_cell") for name in CELLS}
 
 # Said of a call that went to torch.nn since the operands do not plainly fit together.
 CELL_MISFIT = "its operands are not plain tensors of one dtype and device that fit together"
@@ -109,8 +112,8 @@ def torch_cell(
     states = (("hx", h),) if c is None else (("hx[0]", h), ("hx[1]", c))
     check_cell(f"{cell}_cell", CELLS[cell].gates, weights[1].shape[-1], x, states, weights)
     if CELLS[cell].has_cell_state:
-        return _TORCH_CELLS[cell](x, (h, c), *weights)
-    return _TORCH_CELLS[cell](x, h, *weights), None
+        return TORCH_CELLS[cell](x, (h, c), *weights)
+    return TORCH_CELLS[cell](x, h, *weights), None
 
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -298,7 +301,7 @@ def torch_stack(
     hx = (h0, c0) if has_c else h0
     flat = list(chain.from_iterable(rows))
     how = stack.bias, stack.layers, dropout, training, stack.directions == 2
-    operator = _TORCH_LAYERS[stack.cell]
+    operator = TORCH_LAYERS[stack.cell]
     if batch_sizes is None:
         y, h_n, *c_n = operator(x, hx, flat, *how, False)
     else:

@@ -83,7 +83,7 @@ def test_wrong_input_gets_torchs_words():
 def test_torch_gets_a_learned_state_dense(monkeypatch):
     """As cuDNN wants it."""
     seen = []
-    by_module, by_operator = nn.GRU.forward, stack._TORCH_LAYERS["gru"]
+    by_module, by_operator = nn.GRU.forward, stack.TORCH_LAYERS["gru"]
 
     def forward(self, input, hx):
         seen.append(hx.is_contiguous())
@@ -97,7 +97,7 @@ def test_torch_gets_a_learned_state_dense(monkeypatch):
         """Not a plain tensor."""
 
     monkeypatch.setattr(nn.GRU, "forward", forward)
-    monkeypatch.setitem(stack._TORCH_LAYERS, "gru", operator)
+    monkeypatch.setitem(stack.TORCH_LAYERS, "gru", operator)
     module = make("GRU", torch.float32, num_layers=2, learn_initial_state=True)
     x = torch.randn(T, N, I)
     module(x.as_subclass(Own))
